@@ -1,0 +1,1 @@
+"""Measurements of this package against the alternatives, each pair in one run."""

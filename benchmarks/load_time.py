@@ -1,0 +1,178 @@
+"""How long `load_weights` takes: plain, fused by us, fused by summing whole tensors first.
+
+Run by `make bench`. A 0.5B-shaped Qwen2 target and an equally large dense bf16 vector are made in
+a temporary folder (1.9 GB), read once so that the page cache is warm, and loaded in turn by real
+vLLM model loaders in this one process. The limit for a dense vector is 1.5 times plain: read two
+and write one, against read one and write one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from tests.support.vllm_model import engine_config, load_with
+from vllm_rvec.checkpoint.writer import ShardWriter
+from vllm_rvec.loader.vllm_api import DefaultModelLoader
+from vllm_rvec.vector.extract import extract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+QWEN2_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+}
+
+
+def main() -> None:
+    """Make the files, measure each way in turn, print ratios to the plain load."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=9, help="loads per way; the median counts")
+    parser.add_argument("--layers", type=int, default=24, help="24 is Qwen2-0.5B")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rvec-bench-") as folder:
+        target, vector = _make_files(Path(folder), options.layers)
+        seconds = _measure(_ways(target, vector), options.repeats)
+    _report(seconds, as_json=options.json)
+
+
+def _ways(target: Path, vector: Path) -> dict[str, Callable[[], float]]:
+    def loader(load_format: str, kind: type | None = None, **extra: object) -> Callable[[], float]:
+        from vllm.model_executor.model_loader import get_model_loader
+
+        def run() -> float:
+            config = engine_config(target, load_format, extra, "bfloat16")
+            make = get_model_loader if kind is None else kind
+            return load_with(config, make(config.load_config)).seconds
+
+        return run
+
+    return {
+        "plain": loader("safetensors"),
+        "rvec, alpha 0": loader("rvec", vector=str(vector), alpha=0.0),
+        "rvec, alpha 1": loader("rvec", vector=str(vector), alpha=1.0),
+        "rvec, alpha 0.3": loader("rvec", vector=str(vector), alpha=0.3),
+        "eager, torch.add": loader("safetensors", _eager(vector, _add)),
+        "eager, in float32": loader("safetensors", _eager(vector, _add_in_float32)),
+    }
+
+
+def _add(theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.add(theta, v)
+
+
+def _add_in_float32(theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return (theta.float() + v.float()).to(theta.dtype)
+
+
+def _eager(vector: Path, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> type:
+    """Make the loader that anyone would write first: sum each tensor, then hand it on."""
+    from vllm_rvec.vector.reader import VectorReader
+
+    class EagerLoader(DefaultModelLoader):  # type: ignore[misc]
+        def get_all_weights(
+            self, model_config: Any, model: torch.nn.Module
+        ) -> Iterator[tuple[str, torch.Tensor]]:
+            reader = VectorReader(vector)
+            for name, theta in super().get_all_weights(model_config, model):
+                v = reader.tensor(name)
+                yield name, theta if v is None else add(theta, v)
+
+    return EagerLoader
+
+
+def _measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for run in ways.values():
+        run()  # page cache, thread pools, the one look for NaN
+    # In turn rather than one after the other: a busy minute on the machine hits all ways alike.
+    for _ in range(repeats):
+        for name, run in ways.items():
+            seconds[name].append(run())
+    return seconds
+
+
+def _report(seconds: dict[str, list[float]], *, as_json: bool) -> None:
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    plain = medians["plain"]
+    if as_json:
+        rows = {
+            n: {"seconds": s, "ratio": s / plain, "all": seconds[n]} for n, s in medians.items()
+        }
+        json.dump({"threads": torch.get_num_threads(), "ways": rows}, sys.stdout, indent=1)
+        return
+    table = Table(title=f"load_weights, Qwen2-0.5B shape, {torch.get_num_threads()} threads")
+    for column in ("way", "median s", "fastest s", "ratio to plain"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, median in medians.items():
+        table.add_row(name, f"{median:.3f}", f"{min(seconds[name]):.3f}", f"{median / plain:.2f}")
+    Console().print(table)
+
+
+def _make_files(folder: Path, layers: int) -> tuple[Path, Path]:
+    config = QWEN2_0_5B | {"num_hidden_layers": layers}
+    for seed, name in enumerate(("base", "tuned", "target")):
+        _make_checkpoint(folder / name, config, seed)
+    extract(folder / "tuned", folder / "base", folder / "vector", dtype="bfloat16")
+    return folder / "target", folder / "vector"
+
+
+def _make_checkpoint(folder: Path, config: dict[str, Any], seed: int) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(seed)
+    shapes = dict(_shapes(config))
+    with ShardWriter(
+        folder / "model.safetensors", shapes, torch.bfloat16, {"format": "pt"}
+    ) as file:
+        for name, shape in shapes.items():
+            file.write(name, torch.randn(shape, generator=generator) * 0.02)
+        file.finish()
+
+
+def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            yield f"{prefix}.self_attn.{name}_proj.weight", (rows, hidden)
+            yield f"{prefix}.self_attn.{name}_proj.bias", (rows,)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)
+        yield f"{prefix}.mlp.gate_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, inner)
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: real checkpoints, real vLLM models."""

@@ -1,0 +1,86 @@
+"""A vLLM model in this process: created and filled by a loader, not yet post-processed.
+
+vLLM's CPU build packs linear weights after loading and empties their parameters, so weights are
+compared after `load_weights` and before that (shared facts, "vLLM's seams").
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.plugins import load_general_plugins
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Loaded", "engine_config", "load_parameters", "load_with"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model after `load_weights`."""
+
+    parameters: dict[str, torch.Tensor]
+    """Every parameter by vLLM's name, packed and sharded as vLLM holds it."""
+    seconds: float
+    """What `load_weights` took."""
+    loader: Any
+    """The model loader."""
+
+
+def engine_config(
+    model: Path, load_format: str, extra: dict[str, object], dtype: str
+) -> VllmConfig:
+    """Make vLLM's configuration for one model, with this package's plugin registered."""
+    load_general_plugins()
+    arguments = EngineArgs(
+        model=str(model),
+        load_format=load_format,
+        model_loader_extra_config=extra,
+        dtype=dtype,
+        max_model_len=128,
+        enforce_eager=True,
+        skip_tokenizer_init=True,
+        use_tqdm_on_load=False,
+    )
+    return arguments.create_engine_config()
+
+
+def load_with(config: VllmConfig, loader: Any) -> Loaded:
+    """Create the model that `config` describes and let `loader` fill it."""
+    with set_current_vllm_config(config):
+        _init_distributed()
+        with set_default_torch_dtype(config.model_config.dtype):
+            model = loader.create_model(config, config.model_config)
+            started = time.perf_counter()
+            loader.load_weights(model, config.model_config)
+            seconds = time.perf_counter() - started
+    parameters = {name: p.data for name, p in model.named_parameters(remove_duplicate=False)}
+    return Loaded(parameters, seconds, loader)
+
+
+def load_parameters(
+    model: Path, load_format: str = "auto", *, dtype: str = "bfloat16", **extra: object
+) -> Loaded:
+    """Load a checkpoint as `--load-format` and `--model-loader-extra-config` would."""
+    config = engine_config(model, load_format, extra, dtype)
+    return load_with(config, get_model_loader(config.load_config))
+
+
+def _init_distributed() -> None:
+    if torch.distributed.is_initialized():
+        return
+    # A file in place of a port: nothing else on the machine can be in the way.
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    init_distributed_environment(1, 0, "env://", 0, "gloo")
+    ensure_model_parallel_initialized(1, 1)

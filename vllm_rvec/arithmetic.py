@@ -1,0 +1,103 @@
+"""The one formula: v = tuned - base, and fused = theta + alpha * v, with their numerics.
+
+Source: task arithmetic (arXiv:2212.04089) and reasoning vectors (arXiv:2509.01363).
+
+The reference, which every path of this package reproduces bit for bit:
+
+    fused = (theta.float() + float32(alpha) * v.float()).to(out.dtype)
+
+that is: alpha in float32, the product rounded to float32, the sum rounded to float32, and one
+rounding to the result's dtype. alpha 0 is theta itself, every bit of it (0 * inf is nan, and
+-0.0 + 0.0 loses a sign, so the formula is not evaluated at all).
+
+Not here: where tensors come from or go to.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+__all__ = ["FLOAT_DTYPES", "difference", "fuse", "is_finite"]
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The dtypes that the formula is defined for."""
+
+BLOCK_ELEMENTS = 1 << 17
+"""Elements converted to float32 at a time: two buffers of 512 KiB stay in a core's L2 cache."""
+
+
+def difference(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Compute v = tuned - base in float32.
+
+    Args:
+        tuned: The tuned donor's tensor, any shape, one of `FLOAT_DTYPES`.
+        base: The base donor's tensor, same shape, one of `FLOAT_DTYPES`.
+
+    Returns:
+        A float32 tensor of that shape, newly allocated.
+
+    >>> difference(torch.tensor([1.5]), torch.tensor([1.0]))
+    tensor([0.5000])
+    """
+    return torch.sub(tuned.float(), base.float())
+
+
+def fuse(
+    theta: torch.Tensor, vector: torch.Tensor, alpha: float, *, out: torch.Tensor
+) -> torch.Tensor:
+    """Write theta + alpha * vector into `out`, rounded once to its dtype.
+
+    Reads theta and vector once and writes out once. Where all three have one dtype this is a
+    single kernel: `torch.addcmul` with a factor of one computes the reference exactly, for every
+    alpha, while `torch.add(..., alpha=a)` rounds alpha to the tensors' dtype first. Otherwise
+    blocks of rows go through float32.
+
+    Args:
+        theta: The target's tensor, any shape and strides, one of `FLOAT_DTYPES`, on the CPU.
+        vector: The task vector's tensor, same shape, one of `FLOAT_DTYPES`, on the CPU.
+        alpha: The scaling coefficient; rounded to float32.
+        out: Same shape, one of `FLOAT_DTYPES`; any device. May not overlap the inputs.
+
+    Returns:
+        `out`.
+
+    >>> t = torch.tensor([1.0, 2.0])
+    >>> fuse(t, torch.tensor([0.5, -1.0]), 0.5, out=torch.empty(2))
+    tensor([1.2500, 1.5000])
+    """
+    if alpha == 0:
+        return out.copy_(theta)
+    if out.device.type != "cpu":
+        # IEEE sums are the CPU's: a GPU compiler may contract the product and the sum.
+        return out.copy_(fuse(theta, vector, alpha, out=torch.empty_like(theta, dtype=out.dtype)))
+    if theta.dtype == vector.dtype == out.dtype:
+        return torch.addcmul(theta, vector, _one(theta.dtype), value=alpha, out=out)
+    if theta.dim() == 0:
+        return out.copy_(_fused_in_float32(theta, vector, alpha))
+    rows = max(1, BLOCK_ELEMENTS // max(1, theta[:1].numel()))
+    blocks = zip(*(torch.split(side, rows) for side in (theta, vector, out)), strict=True)
+    for theta_block, vector_block, out_block in blocks:
+        out_block.copy_(_fused_in_float32(theta_block, vector_block, alpha))
+    return out
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Tell whether every element is finite, reading the tensor once.
+
+    A sum is finite only if all its terms are, and it is five to thirty times as fast as looking at
+    each; where it is not (a term, or an overflow of the sum) each element is looked at.
+
+    >>> is_finite(torch.tensor([1.0, float("nan")]))
+    False
+    """
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def _fused_in_float32(theta: torch.Tensor, vector: torch.Tensor, alpha: float) -> torch.Tensor:
+    return torch.addcmul(theta.float(), vector.float(), _one(torch.float32), value=alpha)
+
+
+def _one(dtype: torch.dtype) -> torch.Tensor:
+    return torch.ones((), dtype=dtype)

@@ -1,0 +1,170 @@
+"""What tensors a safetensors checkpoint holds, from its headers alone.
+
+Reads no tensor data and imports no torch, so that `serve` can check a target and a vector against
+each other in milliseconds. safetensors itself validates each header (length, offsets, overlaps).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+
+from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
+
+__all__ = ["INDEX_NAME", "TensorInfo", "TensorTable", "read_config", "read_header", "read_table"]
+
+INDEX_NAME = "model.safetensors.index.json"
+"""The file that maps tensor names to shards, in the Hub's convention."""
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+"""Files that only unpickling can read, and that can therefore run code."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor, as its shard's header describes it."""
+
+    shard: Path
+    """The safetensors file that holds it."""
+    shape: tuple[int, ...]
+    """Its shape, `[out, in]` for a linear weight."""
+    dtype: str
+    """Its dtype in safetensors' words: F32, BF16, F16, I8, F8_E4M3, ..."""
+
+
+TensorTable = dict[str, TensorInfo]
+"""Tensors by the name that the checkpoint gives them."""
+
+
+def read_table(folder: Path) -> TensorTable:
+    """List the tensors of a checkpoint folder.
+
+    Args:
+        folder: Holds `*.safetensors`; where there is an index file, the shards that it names.
+
+    Returns:
+        Every tensor by name.
+
+    Raises:
+        CheckpointNotFoundError: There is no such folder.
+        CheckpointError: No safetensors file in it, a shard that is missing or damaged, an index
+            that points out of the folder, one name in two shards.
+    """
+    table: TensorTable = {}
+    for shard in find_shards(folder):
+        for name, info in read_header(shard).items():
+            if name in table:
+                raise CheckpointError(
+                    f"tensor {name!r} is in two files of {folder}",
+                    why=f"{table[name].shard.name} and {shard.name} both hold it",
+                    fix="remove the file that does not belong to this checkpoint",
+                    path=shard,
+                    tensor_name=name,
+                )
+            table[name] = info
+    return table
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """List a checkpoint folder's safetensors files, in the order of their names.
+
+    Raises:
+        CheckpointNotFoundError: There is no such folder.
+        CheckpointError: As for `read_table`.
+    """
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(
+            f"there is no checkpoint folder {folder}",
+            why="it is a file" if folder.exists() else "the path does not exist",
+            fix="give the folder that holds config.json and the safetensors files",
+            path=folder,
+        )
+    index = folder / INDEX_NAME
+    shards = _indexed_shards(index) if index.is_file() else sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(
+            f"{folder} holds no safetensors file",
+            why=_only_pickle(folder),
+            fix="convert the checkpoint to safetensors first (transformers: save_pretrained)",
+            path=folder,
+        )
+    return shards
+
+
+def read_header(shard: Path) -> TensorTable:
+    """List the tensors of one safetensors file.
+
+    Raises:
+        CheckpointError: It is missing, cut off, or no safetensors file.
+    """
+    try:
+        with safe_open(shard, framework="np") as file:
+            return {name: _info(shard, file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as exc:
+        raise CheckpointError(
+            f"{shard} is missing", fix="download the checkpoint again", path=shard
+        ) from exc
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(
+            f"{shard} can't be read as safetensors",
+            why=str(exc),
+            fix="it is damaged or was cut off: download or write it again",
+            path=shard,
+        ) from exc
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: It is missing, or no JSON object.
+    """
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise CheckpointError(
+            f"{folder} holds no config.json",
+            fix="give a Hugging Face checkpoint folder",
+            path=path,
+        ) from exc
+    except ValueError as exc:
+        raise CheckpointError(f"{path} is no JSON", why=str(exc), path=path) from exc
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no JSON object", path=path)
+    return config
+
+
+def _info(shard: Path, tensor: object) -> TensorInfo:
+    shape: list[int] = tensor.get_shape()  # type: ignore[attr-defined]
+    dtype: str = tensor.get_dtype()  # type: ignore[attr-defined]
+    return TensorInfo(shard, tuple(shape), dtype)
+
+
+def _indexed_shards(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(
+            f"{index} is no safetensors index",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="download the checkpoint again",
+            path=index,
+        ) from exc
+    for name in names:
+        if not isinstance(name, str) or PurePosixPath(name).name != name:
+            raise CheckpointError(
+                f"{index} points out of its folder", why=f"it names the file {name!r}", path=index
+            )
+    return [index.parent / name for name in names]
+
+
+def _only_pickle(folder: Path) -> str:
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    if not pickles:
+        return "there are none, and nothing else to load"
+    return f"it holds {pickles[0]}: pickle files can run code and are never read"

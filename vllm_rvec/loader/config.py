@@ -1,0 +1,66 @@
+"""What a user may write in `--model-loader-extra-config` for `--load-format rvec`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_rvec.errors import ConfigError
+
+__all__ = ["VLLM_KEYS", "LoaderConfig"]
+
+VLLM_KEYS = ("enable_multithread_load", "num_threads", "enable_weights_track")
+"""Keys of vLLM's own safetensors loader, handed on unchanged."""
+
+
+class LoaderConfig(BaseModel):
+    """The loader's own keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    vector: str = Field(min_length=1)
+    """Folder of the stored vector."""
+    alpha: float = Field(default=1.0, allow_inf_nan=False)
+    """Scaling coefficient of the vector; 0 serves the target unchanged."""
+
+    @classmethod
+    def split(cls, extra: object) -> tuple[LoaderConfig, dict[str, Any]]:
+        """Take our keys out of vLLM's extra configuration.
+
+        Args:
+            extra: `model_loader_extra_config`, as vLLM hands it over.
+
+        Returns:
+            Our configuration, and the keys that are vLLM's.
+
+        Raises:
+            ConfigError: No mapping, an unknown key, a missing vector, an alpha that is no finite
+                number: all of them at once.
+        """
+        if not isinstance(extra, dict):
+            raise ConfigError("--model-loader-extra-config must be a JSON object", fix=_EXAMPLE)
+        ours = {key: value for key, value in extra.items() if key not in VLLM_KEYS}
+        try:
+            config = cls.model_validate(ours)
+        except ValidationError as exc:
+            known = ", ".join((*cls.model_fields, *VLLM_KEYS))
+            raise ConfigError(
+                "--model-loader-extra-config is not right for --load-format rvec",
+                problems=[_problem(error["loc"], error["msg"]) for error in exc.errors()],
+                why=f"the keys are: {known}",
+                fix=_EXAMPLE,
+            ) from exc
+        return config, {key: value for key, value in extra.items() if key in VLLM_KEYS}
+
+
+_EXAMPLE = """for example --model-loader-extra-config '{"vector": "DIR", "alpha": 0.5}'"""
+
+
+def _problem(location: tuple[int | str, ...], message: str) -> str:
+    key = ".".join(map(str, location))
+    if message == "Extra inputs are not permitted":
+        return f"unknown key {key!r}"
+    if message == "Field required":
+        return f"key {key!r} is missing"
+    return f"{key}: {message}"

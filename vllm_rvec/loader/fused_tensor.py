@@ -1,0 +1,168 @@
+"""A tensor that is theta + alpha * v, computed only when it is copied into a parameter.
+
+vLLM's weight loaders take views of a checkpoint's tensor (slices for tensor parallelism, halves of
+packed matrices) and copy them into parameters. This tensor stands for the sum: a view of it is the
+pair of the same views of both sides, and the sum is computed straight into the parameter at the
+copy. So each rank reads, adds and writes its own part only, once.
+
+An operation that is not known to commute with the sum gets the computed tensor instead: slower,
+never wrong. It has no storage of its own, so code that reaches past PyTorch's dispatcher fails
+loudly rather than reading theta alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from vllm_rvec.arithmetic import fuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["FuseLedger", "FusedTensor", "Fusion"]
+
+aten = torch.ops.aten
+
+VIEW_OPERATIONS: Final = frozenset(
+    {
+        aten.alias.default,
+        aten.detach.default,
+        aten.expand.default,
+        aten.permute.default,
+        aten.select.int,
+        aten.slice.Tensor,
+        aten.split.Tensor,
+        aten.split_with_sizes.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.t.default,
+        aten.transpose.int,
+        aten.unbind.int,
+        aten.unsqueeze.default,
+        aten.view.default,
+    }
+)
+"""Operations that pick or reorder elements: they commute with an elementwise sum."""
+
+
+@dataclass(slots=True)
+class FuseLedger:
+    """What has been fused, and how, over one load."""
+
+    copies: int = 0
+    """Sums computed straight into a parameter."""
+    elements: int = 0
+    """Elements of those sums: what this rank read from each side, and wrote."""
+    materialized: Counter[str] = field(default_factory=Counter)
+    """Sums that had to be computed before the copy, by the operation that asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """How to compute one tensor's sum."""
+
+    alpha: float
+    """The scaling coefficient."""
+    dtype: torch.dtype
+    """What the sum is rounded to where an operation asks for it before the copy. A copy rounds
+    once, to the parameter's own dtype, whatever this says."""
+    ledger: FuseLedger
+    """Where to count."""
+
+
+class FusedTensor(torch.Tensor):
+    """theta + alpha * v, not computed yet.
+
+    Args:
+        theta: The target's tensor, on the CPU.
+        vector: The vector's tensor, same shape, on the CPU.
+        fusion: How to compute the sum.
+    """
+
+    _theta: torch.Tensor
+    _vector: torch.Tensor
+    _fusion: Fusion
+
+    # All work is done below, per ATen operation; without this each call would run Python twice.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001 - PyTorch's idiom
+
+    @staticmethod
+    def __new__(  # noqa: D102 - the class docstring says it
+        cls: type[FusedTensor], theta: torch.Tensor, vector: torch.Tensor, fusion: Fusion
+    ) -> FusedTensor:
+        self: FusedTensor = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 - as above
+            cls, theta.shape, theta.stride(), dtype=fusion.dtype, device=theta.device
+        )
+        self._theta, self._vector, self._fusion = theta, vector, fusion
+        return self
+
+    def __repr__(  # type: ignore[override]  # torch's stub is of another form
+        self, *, tensor_contents: Any = None
+    ) -> str:
+        return f"FusedTensor({tuple(self.shape)}, {self.dtype}, alpha={self._fusion.alpha})"
+
+    def copy_into(self, out: torch.Tensor) -> torch.Tensor:
+        """Compute the sum into `out`, which has this shape, rounding once to its dtype."""
+        self._fusion.ledger.copies += 1
+        self._fusion.ledger.elements += out.numel()
+        return fuse(self._theta, self._vector, self._fusion.alpha, out=out)
+
+    def materialize(self, operation: str) -> torch.Tensor:
+        """Compute the sum as a plain tensor, for an operation that needs it."""
+        self._fusion.ledger.materialized[operation] += 1
+        out = torch.empty(self.shape, dtype=self.dtype, device=self._theta.device)
+        return fuse(self._theta, self._vector, self._fusion.alpha, out=out)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets the class
+        cls,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run one ATen operation on tensors of which at least one is a FusedTensor."""
+        kwargs = kwargs or {}
+        if func in VIEW_OPERATIONS:
+            return args[0]._view(func, args[1:], kwargs)  # noqa: SLF001
+        if func is aten.copy_.default and _is_fusing_copy(*args[:2]):
+            return args[1].copy_into(args[0])
+        _refuse_writes(func, args, kwargs)
+        name = str(func)
+        args, kwargs = tree_map_only(cls, lambda t: t.materialize(name), (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _view(self, func: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        theta, vector = func(self._theta, *rest, **kwargs), func(self._vector, *rest, **kwargs)
+        if isinstance(theta, torch.Tensor):
+            return self._pair(theta, vector)
+        return [self._pair(*sides) for sides in zip(theta, vector, strict=True)]
+
+    def _pair(self, theta: torch.Tensor, vector: torch.Tensor) -> FusedTensor:
+        return FusedTensor(theta, vector, self._fusion)
+
+
+def _is_fusing_copy(out: torch.Tensor, source: torch.Tensor) -> bool:
+    return (
+        isinstance(source, FusedTensor)
+        and not isinstance(out, FusedTensor)
+        and out.shape == source.shape
+    )
+
+
+def _refuse_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse to write into a FusedTensor: the write would be lost with the computed copy."""
+    if not func._schema.is_mutable:  # noqa: SLF001 - the only place where torch says so
+        return
+    for argument, value in zip(func._schema.arguments, args, strict=False):  # noqa: SLF001
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written and isinstance(value, FusedTensor):
+            raise NotImplementedError(f"{func} writes into a checkpoint's tensor")
+    if isinstance(kwargs.get("out"), FusedTensor):
+        raise NotImplementedError(f"{func} writes into a checkpoint's tensor")
