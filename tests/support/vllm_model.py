@@ -78,9 +78,8 @@ def load_parameters(
 def _init_distributed() -> None:
     if torch.distributed.is_initialized():
         return
-    # A file in place of a port: nothing else on the machine can be in the way.
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
+    # A store in memory in place of a port: nothing else on the machine can be in the way.
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # missing from torch's stubs
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     init_distributed_environment(1, 0, "env://", 0, "gloo")
     ensure_model_parallel_initialized(1, 1)

@@ -156,7 +156,7 @@ def _indexed_shards(index: Path) -> list[Path]:
             path=index,
         ) from exc
     for name in names:
-        if not isinstance(name, str) or PurePosixPath(name).name != name:
+        if not isinstance(name, str) or not name or PurePosixPath(name).name != name:
             raise CheckpointError(
                 f"{index} points out of its folder", why=f"it names the file {name!r}", path=index
             )

@@ -107,6 +107,10 @@ class FusedTensor(torch.Tensor):
     ) -> str:
         return f"FusedTensor({tuple(self.shape)}, {self.dtype}, alpha={self._fusion.alpha})"
 
+    def data_ptr(self) -> int:
+        """Refuse: PyTorch would answer 0, and whoever asks would read from there."""
+        raise RuntimeError("a FusedTensor has no storage; copy it into a tensor first")
+
     def copy_into(self, out: torch.Tensor) -> torch.Tensor:
         """Compute the sum into `out`, which has this shape, rounding once to its dtype."""
         self._fusion.ledger.copies += 1

@@ -103,7 +103,6 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
             alpha=self.config.alpha,
             dtype=model_config.dtype,
             target=model_config.model,
-            is_tied=bool(getattr(hf_config.get_text_config(), "tie_word_embeddings", False)),
         )
 
     def _log_summary(self, stream: FusedStream, seconds: float) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
-from vllm_rvec.vector.compatibility import check_tensors
+from vllm_rvec.vector.compatibility import check_tensors, part_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,8 +35,6 @@ class FusedStream:
     """The model's dtype."""
     target: str
     """The target's path or id, for messages."""
-    is_tied: bool
-    """Whether the target's output head is its embedding."""
     ledger: FuseLedger = field(default_factory=FuseLedger)
     """What was fused."""
     is_complete: bool = False
@@ -64,13 +62,7 @@ class FusedStream:
             if theta.dtype not in FLOAT_DTYPES:
                 quantized.append(name)
             yield name, self._sum(name, theta)
-        check_tensors(
-            self.vector.manifest,
-            shapes,
-            target=self.target,
-            is_tied=self.is_tied,
-            quantized=quantized,
-        )
+        check_tensors(self.vector.manifest, shapes, target=self.target, quantized=quantized)
         self.is_complete = True
 
     def _sum(self, name: str, theta: torch.Tensor) -> torch.Tensor:
@@ -82,6 +74,7 @@ class FusedStream:
         return FusedTensor(theta, v, Fusion(self.alpha, dtype, self.ledger))
 
     def _part(self, name: str) -> torch.Tensor | None:
-        if self.alpha == 0 or name not in self.vector.manifest.tensors:
+        part = part_for(self.vector.manifest, name)
+        if self.alpha == 0 or part is None:
             return None
-        return self.vector.tensor(name)
+        return self.vector.tensor(part)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from vllm_rvec.errors import IncompatibleVectorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vllm_rvec.vector.manifest import Manifest
 
-__all__ = ["FUSABLE_DTYPES", "check_architecture", "check_tensors"]
+__all__ = ["FUSABLE_DTYPES", "check_architecture", "check_tensors", "part_for"]
 
 FUSABLE_DTYPES = ("F32", "BF16", "F16")
 """Target dtypes, in safetensors' words, that a vector can be added to."""
@@ -24,6 +24,25 @@ DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "rotary_em
 """Buffers that old checkpoints carry though every engine computes them itself."""
 
 OUTPUT_HEAD = "lm_head.weight"
+EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+
+
+def part_for(manifest: Manifest, name: str) -> str | None:
+    """Name the vector's tensor that belongs to a target's tensor.
+
+    That is the tensor of the same name. Donors with tied embeddings may store no output head, as
+    theirs is the embedding; then the head's part is the embedding's. A target of that family may
+    well store its head a second time, and vLLM then loads it as a matrix of its own.
+
+    Returns:
+        A name in the manifest, or None where the vector does not cover the target's tensor.
+    """
+    if name in manifest.tensors:
+        return name
+    if name == OUTPUT_HEAD and manifest.tie_word_embeddings:
+        embeddings = [n for n in manifest.tensors if n.endswith(EMBEDDING_SUFFIXES)]
+        return embeddings[0] if len(embeddings) == 1 else None
+    return None
 
 
 def check_architecture(manifest: Manifest, config: Mapping[str, object], *, target: str) -> None:
@@ -62,7 +81,6 @@ def check_tensors(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     target: str,
-    is_tied: bool,
     quantized: Iterable[str] = (),
 ) -> None:
     """Refuse a vector that does not cover the target tensor for tensor.
@@ -71,33 +89,17 @@ def check_tensors(
         manifest: The vector's manifest.
         shapes: Every tensor of the target with its shape.
         target: The target's path or id, for the message.
-        is_tied: Whether the target's output head is its embedding.
         quantized: Names of target tensors of a dtype that nothing can be added to.
 
     Raises:
         IncompatibleVectorError: A vector tensor that the target lacks, a target tensor that the
             vector does not cover, or shapes that differ: all of them at once.
     """
-    ours = manifest.tensors
-    ignorable = {OUTPUT_HEAD} if is_tied and manifest.tie_word_embeddings else set()
     problems = [
-        f"{name}: in the vector, the target has no such tensor"
-        for name in sorted(ours.keys() - shapes.keys() - ignorable)
-    ]
-    problems += [
-        f"{name}: in the target, the vector does not cover it"
-        for name in sorted(shapes.keys() - ours.keys() - ignorable)
-        if not name.endswith(DERIVED_SUFFIXES)
-    ]
-    problems += [
-        f"{name}: shape {list(ours[name].shape)} in the vector, {list(shapes[name])} in the target"
-        for name in sorted(ours.keys() & shapes.keys())
-        if ours[name].shape != tuple(shapes[name])
-    ]
-    problems += [
-        f"{name}: the target's tensor is quantized, nothing can be added to it"
-        for name in sorted(quantized)
-        if name in ours and ours[name].encoding != "zero"
+        *_not_in_target(manifest, shapes),
+        *_not_covered(manifest, shapes),
+        *_misshapen(manifest, shapes),
+        *_not_addable(manifest, quantized),
     ]
     if problems:
         raise IncompatibleVectorError(
@@ -106,3 +108,31 @@ def check_tensors(
             why="every tensor must be in both, with one shape, or the sum is not the formula's",
             fix="use a vector made from donors of exactly this architecture, vocabulary and size",
         )
+
+
+def _not_in_target(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name in sorted(manifest.tensors.keys() - shapes.keys()):
+        # A tied head that donors store a second time is the embedding's part again.
+        if not (name == OUTPUT_HEAD and manifest.tie_word_embeddings):
+            yield f"{name}: in the vector, the target has no such tensor"
+
+
+def _not_covered(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name in sorted(shapes):
+        if part_for(manifest, name) is None and not name.endswith(DERIVED_SUFFIXES):
+            yield f"{name}: in the target, the vector does not cover it"
+
+
+def _misshapen(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name, shape in sorted(shapes.items()):
+        part = part_for(manifest, name)
+        if part is not None and manifest.tensors[part].shape != tuple(shape):
+            ours = list(manifest.tensors[part].shape)
+            yield f"{name}: shape {ours} in the vector, {list(shape)} in the target"
+
+
+def _not_addable(manifest: Manifest, quantized: Iterable[str]) -> Iterator[str]:
+    for name in sorted(quantized):
+        part = part_for(manifest, name)
+        if part is not None and manifest.tensors[part].encoding != "zero":
+            yield f"{name}: the target's tensor is quantized, nothing can be added to it"

@@ -1,0 +1,114 @@
+"""vllm_rvec.checkpoint.table: what a checkpoint holds, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vllm_rvec.checkpoint.table import INDEX_NAME, read_config, read_table
+from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_shard(path: Path, **tensors: torch.Tensor) -> None:
+    save_file(tensors, path)
+
+
+def test_tensors_of_all_shards_are_listed(tmp_path: Path) -> None:
+    """Names, shapes and dtypes of every shard, without reading data."""
+    write_shard(tmp_path / "a.safetensors", x=torch.zeros(2, 3))
+    write_shard(tmp_path / "b.safetensors", y=torch.zeros(4, dtype=torch.bfloat16))
+    table = read_table(tmp_path)
+    assert {name: (info.shape, info.dtype) for name, info in table.items()} == {
+        "x": ((2, 3), "F32"),
+        "y": ((4,), "BF16"),
+    }
+
+
+def test_an_index_names_the_shards(tmp_path: Path) -> None:
+    """Where there is an index, files that it does not name are left alone."""
+    write_shard(tmp_path / "a.safetensors", x=torch.zeros(1))
+    write_shard(tmp_path / "stray.safetensors", x=torch.zeros(9))
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"x": "a.safetensors"}}))
+    assert read_table(tmp_path)["x"].shape == (1,)
+
+
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "", 7])
+def test_an_index_that_leaves_the_folder_is_refused(tmp_path: Path, name: object) -> None:
+    """An index may name files of its own folder only."""
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(CheckpointError, match="points out of its folder"):
+        read_table(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": 3}', "nonsense"])
+def test_a_broken_index_is_refused(tmp_path: Path, text: str) -> None:
+    """Whatever the index holds, the error names it."""
+    (tmp_path / INDEX_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match="is no safetensors index"):
+        read_table(tmp_path)
+
+
+def test_a_missing_folder_is_a_file_not_found_error(tmp_path: Path) -> None:
+    """The error is also the builtin that a caller expects."""
+    with pytest.raises(FileNotFoundError, match="does not exist") as caught:
+        read_table(tmp_path / "nowhere")
+    assert isinstance(caught.value, CheckpointNotFoundError)
+
+
+def test_a_pickle_checkpoint_is_refused_unread(tmp_path: Path) -> None:
+    """A folder with pickle files only is refused, and the message says why."""
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(CheckpointError, match="pickle files can run code"):
+        read_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 7,
+        struct.pack("<Q", 1 << 40) + b"{}",
+        struct.pack("<Q", 2) + b"{}"[:1],
+        struct.pack("<Q", 7) + b"not json",
+        b"\x80\x04N.",
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    """Cut-off files, header bombs and other formats give an error that names the file."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read as safetensors"):
+        read_table(tmp_path)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    """A file with a good header and too little data is refused by its header alone."""
+    path = tmp_path / "model.safetensors"
+    write_shard(path, x=torch.zeros(100))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="cut off"):
+        read_table(tmp_path)
+
+
+def test_one_name_in_two_shards_is_refused(tmp_path: Path) -> None:
+    """Two tensors of one name: which one is meant can't be known."""
+    write_shard(tmp_path / "a.safetensors", x=torch.zeros(1))
+    write_shard(tmp_path / "b.safetensors", x=torch.zeros(1))
+    with pytest.raises(CheckpointError, match="is in two files") as caught:
+        read_table(tmp_path)
+    assert caught.value.tensor_name == "x"
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no JSON object")])
+def test_a_broken_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    """config.json must hold an object."""
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path)

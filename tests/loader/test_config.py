@@ -1,0 +1,46 @@
+"""vllm_rvec.loader.config: the loader's keys."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
+
+
+def test_our_keys_and_vllms_are_told_apart() -> None:
+    """The safetensors loader's own keys go through unchanged."""
+    extra = {"vector": "v", "alpha": 0.5, "enable_multithread_load": True, "num_threads": 4}
+    config, vllm_keys = LoaderConfig.split(extra)
+    assert (config.vector, config.alpha) == ("v", 0.5)
+    assert vllm_keys == {"enable_multithread_load": True, "num_threads": 4}
+    assert set(vllm_keys) <= set(VLLM_KEYS)
+
+
+def test_alpha_is_one_where_it_is_not_given() -> None:
+    """As in the paper's experiments; a whole number is as good as a fraction."""
+    assert LoaderConfig.split({"vector": "v"})[0].alpha == 1.0
+    assert LoaderConfig.split({"vector": "v", "alpha": -1})[0].alpha == -1.0
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    """Unknown keys by name, and what is missing or wrong."""
+    with pytest.raises(ConfigError) as caught:
+        LoaderConfig.split({"vektor": "v", "alpha": "much", "beta": 1})
+    text = str(caught.value)
+    for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
+        assert part in text
+    assert "the keys are: vector, alpha, enable_multithread_load" in text
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), "1", True, None])
+def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object) -> None:
+    """Also the text "1" and true, which YAML and JSON make easy to write."""
+    with pytest.raises(ConfigError, match="alpha"):
+        LoaderConfig.split({"vector": "v", "alpha": alpha})
+
+
+def test_something_other_than_an_object_is_refused() -> None:
+    """The message shows how to write it."""
+    with pytest.raises(ConfigError, match="must be a JSON object"):
+        LoaderConfig.split(["v"])
