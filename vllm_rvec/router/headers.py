@@ -1,0 +1,89 @@
+"""Which headers pass through. Everything does, except what belongs to one connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from multidict import CIMultiDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from multidict import CIMultiDictProxy
+
+    from vllm_rvec.router.variants import Upstream
+
+__all__ = ["bearer", "request_headers", "response_headers"]
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""Headers about one connection (RFC 9110, 7.6.1). Each side of the router has its own."""
+
+CLIENT_KEYS = frozenset({"authorization", "x-api-key"})
+"""Where clients put their key for the router. No engine ever sees it."""
+
+REMADE = frozenset({"host", "content-length", "expect"})
+"""Made anew for the upstream. The body is here in full by then: `100-continue` has been said."""
+
+
+def request_headers(
+    headers: CIMultiDictProxy[str], upstream: Upstream, request_id: str
+) -> CIMultiDict[str]:
+    """What goes to the upstream.
+
+    Args:
+        headers: The client's.
+        upstream: Its key, if any, takes the place of the client's.
+        request_id: Sent as `X-Request-Id`.
+
+    Returns:
+        The client's headers in their order, repeated ones repeated.
+    """
+    passed = CIMultiDict(_without(headers, HOP_BY_HOP | CLIENT_KEYS | REMADE))
+    passed["X-Request-Id"] = request_id
+    passed.update(bearer(upstream))
+    return passed
+
+
+def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
+    """What goes back to the client.
+
+    Args:
+        headers: The upstream's.
+
+    Returns:
+        Its headers in their order, repeated ones repeated, `Content-Length` included.
+    """
+    return CIMultiDict(_without(headers, HOP_BY_HOP))
+
+
+def bearer(upstream: Upstream) -> Mapping[str, str]:
+    """The header that lets the router in at an upstream.
+
+    Args:
+        upstream: The engine.
+
+    Returns:
+        `Authorization`, or nothing for an engine without a key.
+    """
+    if upstream.api_key is None:
+        return {}
+    return {"Authorization": f"Bearer {upstream.api_key}"}
+
+
+def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """The headers, less those dropped and those that `Connection` names as its own."""
+    named = ",".join(headers.getall("Connection", []))
+    dropped |= {name.strip().lower() for name in named.split(",")}
+    return ((name, value) for name, value in headers.items() if name.lower() not in dropped)

@@ -1,0 +1,121 @@
+"""Binding the router's address and serving the application on it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+
+from vllm_rvec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, MutableMapping
+
+__all__ = ["bind_socket", "start_server"]
+
+logger = logging.getLogger("vllm_rvec.router")
+
+BACKLOG = 1024
+"""How many connections the kernel keeps for us; aiohttp's 128 is few for a burst of clients."""
+
+SHUTDOWN_SECONDS = 30.0
+"""How long requests under way may take to end. Kubernetes kills after 30 s by default."""
+
+FIXES: Mapping[int, tuple[str, str]] = {
+    errno.EADDRINUSE: (
+        "another process listens there",
+        "Stop it, or choose another port; 0 takes any free one.",
+    ),
+    errno.EADDRNOTAVAIL: (
+        "this machine has no such address",
+        "Use 127.0.0.1 for this machine only, or 0.0.0.0 for all its addresses.",
+    ),
+    errno.EACCES: (
+        "the system does not allow this port to this user",
+        "Choose a port above 1023.",
+    ),
+}
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """Take the router's address, before the engines take their time to start.
+
+    The socket listens at once. Bound alone it would not hold the port: Linux lets a second
+    process bind it too, as long as neither listens. So what connects before `start_server` waits.
+
+    Args:
+        host: A name or address of this machine; 0.0.0.0 for all of them.
+        port: 0 takes any free one; `getsockname()[1]` tells which.
+
+    Returns:
+        The listening socket, for `start_server`.
+
+    Raises:
+        ConfigError: If the host is not one, or the port is taken or not allowed.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{port} is not a port.", fix="Choose one from 0 to 65535.")
+    try:
+        family, address = _resolve(host, port)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
+    except socket.gaierror as exc:
+        raise ConfigError(
+            f"Can't listen on {host!r}.",
+            why=f"no address is known for it ({exc.strerror})",
+            fix="Give a name or address of this machine, such as 127.0.0.1 or 0.0.0.0.",
+        ) from exc
+    except OSError as exc:
+        why, fix = FIXES.get(exc.errno or 0, (exc.strerror or str(exc), ""))
+        raise ConfigError(f"Can't listen on {host} port {port}.", why=why, fix=fix) from exc
+
+
+async def start_server(
+    app: web.Application, listener: socket.socket, *, shutdown_timeout: float = SHUTDOWN_SECONDS
+) -> web.AppRunner:
+    """Serve the application.
+
+    Args:
+        app: From `create_app`.
+        listener: From `bind_socket`. It is closed with the runner.
+        shutdown_timeout: Seconds that `runner.cleanup()` waits for requests under way before it
+            cuts them off.
+
+    Returns:
+        The runner. The caller calls `cleanup()`, and closes its client session after that.
+    """
+    runner = web.AppRunner(
+        app,
+        # A client that goes away ends the handler, which ends the upstream's generation.
+        handler_cancellation=True,
+        # aiohttp waits twice: for the handler to end, then again after it has closed the
+        # handler's request body, which is read by then.
+        shutdown_timeout=shutdown_timeout / 2,
+        access_log=None,
+        logger=_ProtocolLog(logger),
+        auto_decompress=False,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    return runner
+
+
+class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):
+    """aiohttp's own log, without what was wrong in a malformed request: a key may be in it."""
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        if isinstance(kwargs.get("exc_info"), HttpProcessingError):
+            kwargs["exc_info"] = None
+        return msg, kwargs
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """One address to bind. IPv4 first: `localhost` has both, and older clients try only that."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    return family, (str(address[0]), port)
