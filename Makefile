@@ -1,0 +1,56 @@
+# Daily commands. Everything runs in .venv, made from the lock under requirements/.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SHELL := /bin/bash
+# Tests and the demo must not wait for a hub that they don't need.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help setup demo test test-fast lint format bench demo-train lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: .venv/.made ## Make .venv from the lock
+
+.venv/.made: requirements/cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "The lock is for Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps -r requirements/cpu.txt
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
+	@# An index that has no CPU build of torch gives the CUDA one, which needs its own packages.
+	@$(BIN)/python -c 'import torch' 2>/dev/null \
+		|| $(BIN)/pip install --disable-pip-version-check --quiet -r <(grep '^torch==' requirements/cpu.txt)
+	@touch $@
+
+demo: setup ## Serve the demo's base and enhanced models
+	$(BIN)/python -m vllm_rvec.serve --config examples/demo/serve.yaml
+
+demo-train: setup ## Train the demo's model again (about 10 minutes)
+	$(BIN)/python examples/demo/train.py
+
+test: setup ## The whole suite, with real engines
+	$(BIN)/python -m pytest
+
+test-fast: setup ## The suite without engines
+	$(BIN)/python -m pytest -m "not engine"
+
+lint: setup ## Format, lint, types, import layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: setup ## Format, and mend what lint can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+bench: setup ## Load time: fused against plain and eager
+	VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks.load_time
+
+lock: setup ## Resolve requirements/cpu.txt again
+	$(BIN)/python requirements/lock.py
+
+clean: ## Remove what can be made again
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,60 @@
+"""vllm_rvec.cli.extract: the command around `extract`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from vllm_rvec.vector import VectorReader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.checkpoints import Family
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vllm_rvec", "extract", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_vector_is_made_and_told_about(family: Family, tmp_path: Path) -> None:
+    """The table is on stdout, progress is not."""
+    done = run("--tuned", family.tuned, "--base", family.base, "--output", tmp_path / "v")
+    assert done.returncode == 0, done.stderr
+    assert "26 (0 without a difference)" in done.stdout
+    assert VectorReader(tmp_path / "v").manifest.tensors
+
+
+def test_json_is_for_machines(family: Family, tmp_path: Path) -> None:
+    """One object, and nothing else on stdout."""
+    output = tmp_path / "v"
+    donors = ("--tuned", family.tuned, "--base", family.base)
+    done = run(*donors, "--output", output, "--dtype", "bfloat16", "--json")
+    made = json.loads(done.stdout)
+    assert made["output"] == str(output)
+    assert made["tensors"] == 26
+    assert 0 < made["relative_norm"] < 1
+    assert made["size_bytes"] == (output / "vector.safetensors").stat().st_size
+
+
+def test_donors_that_do_not_match_exit_with_4(family: Family, tmp_path: Path) -> None:
+    """Nothing is written."""
+    done = run("--tuned", family.tuned, "--base", tmp_path / "x", "--output", tmp_path / "v")
+    assert done.returncode == 4
+    assert "there is no checkpoint folder" in done.stderr
+    assert not (tmp_path / "v").exists()
+
+
+def test_an_existing_output_exits_with_3(family: Family, vector: Path) -> None:
+    """A vector is never overwritten."""
+    done = run("--tuned", family.tuned, "--base", family.base, "--output", vector)
+    assert done.returncode == 3
+    assert "exists already" in done.stderr

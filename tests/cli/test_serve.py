@@ -1,0 +1,156 @@
+"""vllm_rvec.cli.serve: what is wrong is said before any engine starts, in one screen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors.torch import save_file
+
+from tests.support.checkpoints import make_checkpoint, tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.checkpoints import Family
+
+SCREEN_LINES = 24
+
+
+def serve(*arguments: object) -> tuple[int, str]:
+    """Run the command as a user does; return its exit status and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_rvec.serve", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    assert len(text.splitlines()) <= SCREEN_LINES, text
+    assert "Traceback" not in text
+    return done.returncode, " ".join(text.split())
+
+
+def test_a_missing_target(vector: Path, tmp_path: Path) -> None:
+    """Exit status 4, and the path."""
+    code, text = serve("--model", tmp_path / "nowhere", "--vector", vector)
+    assert code == 4
+    assert f"there is no target {tmp_path / 'nowhere'}" in text
+
+
+def test_a_missing_vector(family: Family, tmp_path: Path) -> None:
+    """Exit status 5, and where vectors come from."""
+    code, text = serve("--model", family.target, "--vector", tmp_path / "nowhere")
+    assert code == 5
+    assert "vllm-rvec extract" in text
+
+
+@pytest.mark.parametrize("side", ["target", "vector"])
+def test_a_truncated_file(family: Family, vector: Path, tmp_path: Path, side: str) -> None:
+    """Exit status 4 for the target, 6 for the vector; the file is named."""
+    folders = {"target": family.target, "vector": vector}
+    folders[side] = shutil.copytree(folders[side], tmp_path / side)
+    (shard,) = folders[side].glob("*.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-7])
+    code, text = serve("--model", folders["target"], "--vector", folders["vector"])
+    assert code == (4 if side == "target" else 6)
+    assert f"{shard} can't be read as safetensors" in text
+
+
+def test_a_vector_of_another_architecture(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Exit status 7, and both architectures."""
+    target = shutil.copytree(family.target, tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    (target / "config.json").write_text(json.dumps(config))
+    code, text = serve("--model", target, "--vector", vector)
+    assert code == 7
+    assert "donors have qwen2, the target has llama" in text
+
+
+def test_shapes_that_differ(vector: Path, tmp_path: Path) -> None:
+    """Exit status 7; all mismatches are counted, the first few shown."""
+    target = make_checkpoint(tmp_path / "target", seed=1, layers=3)
+    stored = tensors(target)
+    stored["model.norm.weight"] = stored["model.norm.weight"][:5].clone()
+    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
+    code, text = serve("--model", target, "--vector", vector)
+    assert code == 7
+    assert "13 tensors don't match" in text
+    assert "... and 5 more" in text
+
+
+@pytest.mark.parametrize("alpha", ["nan", "inf", "much", "1,,2", "0,-0.0", ""])
+def test_an_alpha_that_is_no_finite_number(family: Family, vector: Path, alpha: str) -> None:
+    """Exit status 3, and how to write it."""
+    code, text = serve("--model", family.target, "--vector", vector, "--alpha", alpha)
+    assert code == 3
+    assert "such as 0,0.5,1" in text
+
+
+def test_a_port_in_use(family: Family, vector: Path) -> None:
+    """Exit status 3 at once, not after half a minute of engines."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, text = serve("--model", family.target, "--vector", vector, "--port", port)
+    assert code == 3
+    assert f"port {port}" in text
+    assert "another process listens there" in text
+
+
+@pytest.mark.parametrize("name", ["vector.pt", "vector.bin"])
+def test_a_pickle_as_vector(family: Family, tmp_path: Path, name: str) -> None:
+    """Exit status 5: safetensors only."""
+    (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n")
+    code, text = serve("--model", family.target, "--vector", tmp_path / name)
+    assert code == 5
+    assert "never a pickle" in text
+
+
+def test_a_pickle_as_target(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Exit status 4: safetensors only."""
+    target = shutil.copytree(family.target, tmp_path / "target")
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    code, text = serve("--model", target, "--vector", vector)
+    assert code == 4
+    assert "pickle files can run code" in text
+
+
+def test_all_mistakes_in_the_configuration_at_once(tmp_path: Path) -> None:
+    """Exit status 3, the file's name and a line each; the key is never shown."""
+    path = tmp_path / "serve.yaml"
+    path.write_text("vektor: x\nport: 99999\napi_key: [sesame]\n")
+    code, text = serve("--config", path)
+    assert code == 3
+    for part in (
+        str(path),
+        "`vektor` is not a setting",
+        "`port`",
+        "`api_key`",
+        "`model` is missing",
+    ):
+        assert part in text
+    assert "sesame" not in text
+
+
+def test_a_flag_that_is_ours_to_give(family: Family, vector: Path) -> None:
+    """Exit status 3, and what to write instead."""
+    code, text = serve(
+        "--model", family.target, "--vector", vector, "--", "--port", 9, "--load-format", "auto"
+    )
+    assert code == 3
+    assert "--port" in text
+    assert "--load-format" in text
+
+
+def test_an_unknown_option_is_a_usage_error(family: Family) -> None:
+    """Exit status 2."""
+    code, text = serve("--model", family.target, "--vektor", "x")
+    assert code == 2
+    assert "No such option: --vektor" in text

@@ -1,0 +1,120 @@
+"""What breaks: a killed engine, a killed parent, a vector that turns out bad in the engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import pytest
+from safetensors.torch import save_file
+
+from tests.integration.conftest import DEMO
+from tests.support.checkpoints import tensors
+from tests.support.processes import RunningServer, engine_processes, run_serve, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import psutil
+
+pytestmark = pytest.mark.engine
+
+
+def long_stream(client: openai.OpenAI, model: str) -> Any:
+    return client.completions.create(
+        model=model,
+        prompt="Start with",
+        max_tokens=200,
+        temperature=1,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+
+
+def health(server: RunningServer) -> dict[str, Any]:
+    url = server.base_url.removesuffix("/v1") + "/health"
+    body: dict[str, Any] = httpx.get(url).json()
+    return body
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [p for p in processes if p.is_running() and p.status() != "zombie"]
+
+
+def test_a_killed_engine_ends_its_stream_alone_and_comes_back(demo: RunningServer) -> None:
+    """Its stream ends with an error, the other's goes on, requests get 503, then it is back."""
+    client = demo.client()
+    broken, whole = long_stream(client, "enhanced@1"), long_stream(client, "base")
+    next(iter(broken))
+    next(iter(whole))
+    engine = demo.engine("enhanced@1")
+    family = [engine, *engine.children(recursive=True)]
+    assert len(family) > 1
+    engine.send_signal(signal.SIGKILL)
+    with pytest.raises(openai.APIError):
+        for _ in broken:
+            pass
+    finish = [chunk.choices[0].finish_reason for chunk in whole if chunk.choices]
+    assert finish[-1] == "length"
+    until(lambda: health(demo)["status"] == "degraded", "the variant is marked down", 20)
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.completions.create(model="enhanced@1", prompt="x")
+    assert caught.value.status_code == 503
+    assert [model.id for model in client.models.list()] == ["base"]
+    until(lambda: not alive(family), "no process of the killed engine is left", 10)
+    until(lambda: health(demo)["status"] == "ok", "the variant is back", 180)
+    assert client.completions.create(model="enhanced@1", prompt="x", max_tokens=1).choices
+
+
+def test_a_killed_parent_takes_its_engines_with_it(tmp_path: Path) -> None:
+    """Kill -9 on `serve`: within 5 s no engine process is left to hold memory."""
+    arguments = ["--config", str(DEMO / "serve.yaml"), "--alpha", "1"]
+    with run_serve(arguments, tmp_path / "log") as server:
+        family = server.process_family()
+        assert engine_processes(server.process.pid)
+        server.process.kill()
+        until(lambda: not alive(family), "every process of the server is gone", 5)
+
+
+def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
+    """While an engine is still starting: a clean end, exit status 0, no process."""
+    log = (tmp_path / "log").open("w")
+    command = [sys.executable, "-m", "vllm_rvec.serve", "--config", str(DEMO / "serve.yaml")]
+    process = subprocess.Popen([*command, "--port", "0"], stdout=log, stderr=log)
+    until(lambda: bool(engine_processes(process.pid)), "the first engine is starting", 60)
+    family = RunningServer(process, "", [], tmp_path / "log").process_family()  # type: ignore[arg-type]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    until(lambda: not alive(family), "every process of the server is gone", 5)
+
+
+def test_a_nan_in_the_vector_ends_the_command_with_one_clear_error(tmp_path: Path) -> None:
+    """Found by the engine: the command shows its reason, its last lines, and exits with 8."""
+    spoilt = shutil.copytree(DEMO / "vector", tmp_path / "vector")
+    stored = tensors(spoilt)
+    name = sorted(stored)[0]
+    stored[name].view(-1)[0] = float("nan")
+    save_file(stored, spoilt / "vector.safetensors")
+    config = str(DEMO / "serve.yaml")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vllm_rvec.serve", "--port", "0"),
+            *("--config", config, "--vector", str(spoilt)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
+    assert done.returncode == 8
+    error = done.stderr[done.stderr.rindex("error: ") :]
+    assert "VectorCorruptError" in done.stderr[-3000:]
+    assert name in done.stderr[-3000:]
+    assert len(error.splitlines()) < 25

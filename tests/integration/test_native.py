@@ -1,0 +1,157 @@
+"""Without our server: `--load-format rvec` in vLLM's own, and in `vllm.LLM`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import openai
+import psutil
+import pytest
+import torch
+
+from tests.integration.conftest import DEMO
+from tests.support.checkpoints import make_merged
+from tests.support.processes import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.processes import RunningServer
+
+pytestmark = pytest.mark.engine
+
+ALPHA = 0.3
+ENGINE_ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+PROMPTS = [
+    "Start with 46. Add 5. Take 8. What is the result?",
+    "Leo has 60 apples. Gets 2. Gives 7. How many apples now?",
+    "Add 7",
+]
+
+
+@pytest.fixture(scope="module")
+def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+    """VLLM's own API server, at an alpha that is no bf16 number, in float32."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    extra = json.dumps({"vector": str(DEMO / "vector"), "alpha": ALPHA})
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(DEMO / "target"), "--load-format", "rvec"),
+        *("--model-loader-extra-config", extra, "--dtype", "float32"),
+        *("--enforce-eager", "--max-model-len", "256", "--host", "127.0.0.1", "--port", str(port)),
+        *("--served-model-name", "fused"),
+    ]
+    log = tmp_path_factory.mktemp("native") / "server.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=ENGINE_ENV)
+    try:
+        until(lambda: is_ready(process, port, log), "vLLM's own server is ready", 240)
+        assert "Fused " in log.read_text()
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    finally:
+        end(process)
+
+
+def is_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    assert process.poll() is None, log.read_text()[-4000:]
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    family = [process, *psutil.Process(process.pid).children(recursive=True)]
+    process.terminate()
+    process.wait(60)
+    for member in family[1:]:
+        if isinstance(member, psutil.Process) and member.is_running():
+            member.kill()
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same sum merged to disk in float32 and loaded by transformers."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("merged") / "model"
+    make_merged(DEMO / "target", DEMO / "vector", ALPHA, folder, torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_answers_and_logprobs_equal_transformers(
+    api_server: openai.OpenAI, merged: Any, prompt: str
+) -> None:
+    """Greedy tokens are the same, log-probabilities within 1e-2."""
+    model, tokenizer = merged
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        out = model.generate(ids, max_new_tokens=24, do_sample=False)
+        logprobs = model(out).logits.log_softmax(-1)
+    expected = out[0, ids.shape[1] :].tolist()
+    done = api_server.completions.create(
+        model="fused",
+        prompt=ids[0].tolist(),
+        max_tokens=24,
+        temperature=0,
+        logprobs=0,
+        extra_body={"return_token_ids": True, "ignore_eos": False},
+    )
+    choice: Any = done.choices[0]
+    assert choice.token_ids == expected
+    served = choice.logprobs.token_logprobs
+    for position, (token, value) in enumerate(zip(expected, served, strict=True)):
+        reference = logprobs[0, ids.shape[1] + position - 1, token].item()
+        assert value == pytest.approx(reference, abs=1e-2)
+
+
+def test_the_python_api_takes_the_same_two_keywords(demo: RunningServer, tmp_path: Path) -> None:
+    """`LLM(load_format="rvec", model_loader_extra_config=...)` answers as enhanced@1 does."""
+    script = tmp_path / "offline.py"
+    script.write_text(OFFLINE)
+    env = ENGINE_ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script), str(DEMO), PROMPTS[0]],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    messages: Any = [{"role": "user", "content": PROMPTS[0]}]
+    served = demo.client().chat.completions.create(
+        model="enhanced@1", messages=messages, temperature=0, max_tokens=100
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == served.choices[0].message.content
+
+
+OFFLINE = """
+import json, sys
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    demo, prompt = sys.argv[1:]
+    llm = LLM(
+        demo + "/target",
+        load_format="rvec",
+        model_loader_extra_config={"vector": demo + "/vector", "alpha": 1.0},
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=100)
+    out = llm.chat([{"role": "user", "content": prompt}], sampling)
+    print(json.dumps(out[0].outputs[0].text))
+"""

@@ -1,0 +1,89 @@
+# ruff: noqa: T201 - what it prints is what the tests read
+"""A stand-in for vLLM: a process that answers /health and has children, to be hurt in tests.
+
+    python stand_in.py [--fail TEXT] [--late SECONDS] [--stubborn] [--flood] ... --host H --port P
+
+Prints `pid N` for itself, its child and its grandchild; both ignore SIGTERM, hold the output open,
+and end only when killed. SIGTERM lets a request in flight finish, as vLLM's drain does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+CHILD = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) > 2:
+    subprocess.Popen([*sys.orig_argv[:-1]])
+    if sys.argv[2] == "own-session":
+        os.setsid()
+print("pid", os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers /health, and /slow a second later."""
+
+    def do_GET(self) -> None:
+        """Answer 200."""
+        if self.path == "/slow":
+            print("slow request begins", flush=True)
+            time.sleep(1)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+def main() -> None:
+    """Be an engine until told to stop."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--fail", help="print this and end with status 3 before being ready")
+    parser.add_argument("--fail-if", help="the same, but only while this file exists")
+    parser.add_argument("--late", type=float, default=0.0, help="seconds before being ready")
+    parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM")
+    parser.add_argument("--flood", action="store_true", help="print awkward bytes")
+    parser.add_argument("--child", default="same-session", help="or own-session, or none")
+    options = parser.parse_args()
+    print("pid", os.getpid(), flush=True)
+    if options.child != "none":
+        # The words after -c: a number that marks the process, then what to do.
+        subprocess.Popen([sys.executable, "-c", CHILD, str(options.port), options.child])
+    if options.fail and (options.fail_if is None or Path(options.fail_if).exists()):
+        print(options.fail, file=sys.stderr, flush=True)
+        sys.exit(3)
+    if options.flood:
+        sys.stdout.buffer.write(
+            b"a" * 300_000 + b"\n\xff\xfe broken\x1b[2J\nstep 1\rstep 2\r\nlast\n"
+        )
+        sys.stdout.flush()
+    if options.stubborn:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(options.late)
+    server = ThreadingHTTPServer((options.host, options.port), Handler)
+    server.daemon_threads = False  # server_close() then waits for requests in flight
+    if not options.stubborn:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    print("key is", os.environ.get("VLLM_API_KEY", "none"), flush=True)
+    server.serve_forever()
+    server.server_close()
+    print("drained", flush=True)
+
+
+if __name__ == "__main__":
+    main()

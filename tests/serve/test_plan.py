@@ -1,0 +1,191 @@
+"""The plan is what vLLM will be given, word for word."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.serve import EngineSpec, ServeConfig, Variant, load_config, plan_engines
+from vllm_rvec.serve.config import variants_from_alphas
+
+FRONT = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+
+
+def config(*alphas: float, **settings: object) -> ServeConfig:
+    variants = variants_from_alphas(alphas or (1.0,))
+    return load_config(None, {"model": "m", "vector": "v", "variants": variants, **settings})
+
+
+def plan_one(*extra_args: str, **settings: object) -> EngineSpec:
+    (spec,) = plan_engines(config(**settings), extra_args, environ={})
+    return spec
+
+
+def after(spec: EngineSpec, flag: str) -> str:
+    return spec.argv[spec.argv.index(flag) + 1]
+
+
+def test_one_variant_is_one_engine() -> None:
+    """The whole command, without host and port."""
+    spec = plan_one()
+    assert list(spec.argv) == [
+        *FRONT,
+        *("--model", "m", "--served-model-name", "enhanced@1", "--load-format", "rvec"),
+        *("--model-loader-extra-config", '{"vector": "v", "alpha": 1.0}'),
+        *("--shutdown-timeout", "30"),
+    ]
+    assert (spec.name, spec.variants) == ("enhanced@1", (Variant("enhanced@1", "v", 1.0),))
+
+
+def test_engines_share_the_memory() -> None:
+    """Together they take 0.9 of it, rounded down."""
+    shares = [
+        after(plan_engines(config(*range(count)), environ={})[0], "--gpu-memory-utilization")
+        for count in (2, 3, 4, 7)
+    ]
+    assert shares == ["0.45", "0.3", "0.225", "0.128"]
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "settings", "environ"),
+    [
+        (["--gpu-memory-utilization", "0.3"], {}, {}),
+        (["--gpu_memory_utilization=0.3"], {}, {}),
+        (["--kv-cache-memory-bytes", "1G"], {}, {}),
+        ([], {"engine": {"kv-cache-memory-bytes": 1}}, {}),
+        ([], {"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}, {}),
+        ([], {}, {"VLLM_CPU_KVCACHE_SPACE": "1"}),
+    ],
+)
+def test_memory_that_the_user_divides_stays_divided(
+    extra_args: list[str], settings: dict[str, object], environ: dict[str, str]
+) -> None:
+    """Any of vLLM's three ways to say it counts."""
+    specs = plan_engines(config(0, 1, **settings), extra_args, environ=environ)
+    theirs = [word for word in extra_args if "utilization" in word]
+    assert [w for w in specs[0].argv if "utilization" in w] == theirs
+
+
+def test_configured_flags_become_words() -> None:
+    """Each kind of YAML value, in the file's order; the user's own come last and so win."""
+    flags = {
+        "max_model_len": 512,
+        "enforce-eager": True,
+        "enable-prefix-caching": False,
+        "middleware": ["a", "b"],
+        "speculative-config": {"method": "ngram"},
+        "seed": 1.5,
+    }
+    spec = plan_one("--max-model-len", "256", engine=flags)
+    assert list(spec.argv[spec.argv.index("--shutdown-timeout") + 2 :]) == [
+        *("--max-model-len", "512", "--enforce-eager", "--no-enable-prefix-caching"),
+        *("--middleware", "a", "b", "--speculative-config", '{"method": "ngram"}'),
+        *("--seed", "1.5", "--max-model-len", "256"),
+    ]
+
+
+def test_a_shutdown_timeout_of_the_users_stays() -> None:
+    """Ours only fills the gap, in which vLLM would abort requests at once."""
+    assert after(plan_one(drain_seconds=7), "--shutdown-timeout") == "7"
+    assert plan_one("--shutdown-timeout=3").argv.count("--shutdown-timeout") == 0
+
+
+def test_flags_of_ours_are_refused_all_at_once() -> None:
+    """From the file and the command line, however they are spelled; with what to do instead."""
+    settings = config(engine={"model": "x", "load_format": "auto"})
+    extra = ["--host", "h", "--port=1", "--served_model_name", "n", "--api-key=sekrit", "--uds=s"]
+    with pytest.raises(ConfigError) as caught:
+        plan_engines(settings, extra)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [
+        "--model (under `engine`)",
+        "--load-format (under `engine`)",
+        "--host (after `--`)",
+        "--port (after `--`)",
+        "--served-model-name (after `--`)",
+        "--api-key (after `--`)",
+        "--uds (after `--`)",
+    ]
+    assert "set `api_key`" in str(caught.value)
+    assert "sekrit" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "word", ["--por", "--load-f=auto", "--served-model", "--config", "--ssl-keyfile"]
+)
+def test_shortened_and_indirect_flags_of_ours_are_refused(word: str) -> None:
+    """An argument parser takes an unambiguous beginning, and --config holds any flag."""
+    with pytest.raises(ConfigError, match="not yours to give"):
+        plan_one(word, "x")
+
+
+def test_flags_that_only_resemble_ours_pass() -> None:
+    """--model-impl is not --model."""
+    words = ["--model-impl", "auto", "--tokenizer", "--", "-tp", "2", "--config-format=auto"]
+    assert list(plan_one(*words).argv[-7:]) == words
+
+
+def test_a_word_that_is_no_flag_is_refused_in_front() -> None:
+    """As vLLM would take it for the model."""
+    with pytest.raises(ConfigError, match="'other-model'"):
+        plan_one("other-model", "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model-loader-extra-config", '{"key": 1}'],
+        ['--model_loader_extra_config={"key": 1}'],
+    ],
+)
+def test_loader_options_are_merged(words: list[str]) -> None:
+    """As vLLM takes this flag once; ours and the user's keys go into the same."""
+    spec = plan_one(*words, "--seed", "1")
+    assert spec.argv.count("--model-loader-extra-config") == 1
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options == {"vector": "v", "alpha": 1.0, "key": 1}
+    assert spec.argv[-2:] == ("--seed", "1")
+
+
+def test_configured_loader_options_are_merged() -> None:
+    """The same from YAML, as a mapping."""
+    spec = plan_one(engine={"model-loader-extra-config": {"key": 1}})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options == {"vector": "v", "alpha": 1.0, "key": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--model-loader-extra-config", '{"alpha": 2, "vector": "x"}'], "alpha and vector: set"),
+        (["--model-loader-extra-config", "{"], "not JSON"),
+        (["--model-loader-extra-config"], "not JSON"),
+        (["--model-loader-extra-config", "[1]"], "not a JSON object"),
+        (["--model-loader-extra-config.alpha", "2"], "is not understood here"),
+        (["--model-loader-extra", "{}"], "is not understood here"),
+    ],
+)
+def test_other_loader_options_are_refused(words: list[str], why: str) -> None:
+    """What could change alpha behind our back, or can't be merged."""
+    with pytest.raises(ConfigError) as caught:
+        plan_one(*words)
+    assert why in caught.value.why
+
+
+def test_each_engine_has_a_key_that_is_not_shown() -> None:
+    """The key is new for each engine and in its environment only."""
+    first, second = plan_engines(config(0, 1), environ={"VLLM_API_KEY": "of the parent"})
+    assert first.api_key == first.env["VLLM_API_KEY"]
+    assert len({first.api_key, second.api_key, "of the parent"}) == 3
+    for spec in (first, second):
+        assert len(spec.api_key) >= 32
+        assert spec.api_key not in repr(spec)
+        assert not any(spec.api_key in word for word in spec.argv)
+
+
+def test_environments_are_layered() -> None:
+    """The parent's, then the configuration's."""
+    (spec,) = plan_engines(config(env={"B": "2"}), environ={"A": "1", "B": "1"})
+    assert (spec.env["A"], spec.env["B"]) == ("1", "2")

@@ -1,0 +1,6 @@
+"""`python -m vllm_rvec` is the `vllm-rvec` command."""
+
+from vllm_rvec.cli.main import run
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,1 @@
+"""The command line: parsing, composition and printing only. Importing it imports no torch."""

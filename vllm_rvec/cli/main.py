@@ -1,0 +1,103 @@
+"""`vllm-rvec`: the commands, and what a failure of each kind exits with."""
+
+import sys
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from vllm_rvec import __version__
+from vllm_rvec.cli.extract import extract_command
+from vllm_rvec.cli.serve import serve_command
+from vllm_rvec.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineStartupError,
+    IncompatibleVectorError,
+    RvecError,
+    VectorCorruptError,
+    VectorFormatError,
+)
+
+__all__ = ["EXIT_CODES", "app", "run", "run_serve"]
+
+EXIT_CODES: dict[type[RvecError], int] = {
+    ConfigError: 3,
+    CheckpointError: 4,
+    VectorFormatError: 5,
+    VectorCorruptError: 6,
+    IncompatibleVectorError: 7,
+    EngineStartupError: 8,
+}
+"""Exit status by kind of error. 0 is success or a stop that was asked for, 1 a bug of ours, 2 a
+wrong command line."""
+
+EXIT_HELP = """Exit status: 0 done or stopped as asked, 1 internal error, 2 wrong command line, \
+3 configuration, 4 checkpoint, 5 not a vector, 6 damaged vector, 7 vector and target don't match, \
+8 an engine did not start."""
+
+SHOWN_ENGINE_LINES = 12
+
+app = typer.Typer(
+    name="vllm-rvec",
+    help="Serve a model enhanced with a reasoning vector, and make such vectors.",
+    epilog=EXIT_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+serve_app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+
+for commands in (app, serve_app):
+    commands.command(
+        "serve",
+        epilog=EXIT_HELP,
+        context_settings={"allow_extra_args": True},
+    )(serve_command)
+app.command("extract", epilog=EXIT_HELP)(extract_command)
+
+
+@app.command("version")
+def version_command() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def run() -> None:
+    """Run `vllm-rvec`; does not return."""
+    sys.exit(_run(app, "vllm-rvec"))
+
+
+def run_serve() -> None:
+    """Run `python -m vllm_rvec.serve`, which is `vllm-rvec serve`; does not return."""
+    sys.exit(_run(serve_app, "python -m vllm_rvec.serve"))
+
+
+def _run(commands: typer.Typer, name: str) -> int:
+    try:
+        commands(prog_name=name)
+    except RvecError as exc:
+        show_error(exc, Console(stderr=True))
+        return exit_code(exc)
+    except SystemExit as exc:  # typer's own: help, usage errors, success
+        return exc.code if isinstance(exc.code, int) else 1
+    return 0
+
+
+def exit_code(error: RvecError) -> int:
+    """Return the exit status for an error of ours."""
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def show_error(error: RvecError, console: Console) -> None:
+    """Print an error in one screen: what, why, what to do, and an engine's last lines."""
+    lines = getattr(error, "last_lines", ())[-SHOWN_ENGINE_LINES:]
+    if lines:
+        console.print(Text(f"the engine's last {len(lines)} lines:", style="dim"))
+    for line in lines:
+        # Engine output is not trusted: as text, never as markup.
+        console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+    console.print(
+        Text("error: ", style="bold red").append(str(error), style="not bold default"),
+        soft_wrap=True,
+    )

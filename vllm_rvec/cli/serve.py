@@ -1,0 +1,228 @@
+"""`vllm-rvec serve`, which is `python -m vllm_rvec.serve`: engines and router put together."""
+
+import asyncio
+import json
+import logging
+import signal
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from vllm_rvec.router import (
+    Upstream,
+    VariantTable,
+    bind_socket,
+    create_app,
+    create_client,
+    start_server,
+)
+from vllm_rvec.serve import (
+    EngineConsole,
+    EngineProcess,
+    EngineSpec,
+    EngineState,
+    ServeConfig,
+    Supervisor,
+    load_config,
+    parse_alphas,
+    plan_engines,
+    variants_from_alphas,
+)
+from vllm_rvec.serve.preflight import check_files
+
+__all__ = ["serve_command"]
+
+
+def serve_command(  # noqa: PLR0917 - typer passes every option by name
+    context: typer.Context,
+    model: Annotated[
+        str | None, typer.Option(help="The target: a local folder or a Hub id.")
+    ] = None,
+    vector: Annotated[str | None, typer.Option(help="The stored vector's folder.")] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(
+            help="Alphas to serve, one engine each. 0 is the target unchanged.", show_default="0,1"
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VLLM_RVEC_API_KEY",
+            show_envvar=True,
+            help="Key that clients must send. Better in the environment: others see this line.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with all of this; flags given here win.")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option(help="Show every line of the engines, on a terminal too.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print address and names as JSON once all is ready.")
+    ] = False,
+) -> None:
+    """Serve a target beside itself with a vector added, behind one OpenAI-compatible address.
+
+    What stands after -- goes to vLLM's engines unchanged: `-- --max-model-len 4096`.
+    """
+    settings = load_config(
+        config,
+        {
+            "model": model,
+            "vector": vector,
+            "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
+            "host": host,
+            "port": port,
+            "api_key": api_key,
+        },
+    )
+    specs = plan_engines(settings, _engine_arguments(context))
+    check_files(settings.model, settings.vector)
+    stderr = Console(stderr=True)
+    _log_to(stderr)
+    # The port is held from here on: half a minute of engines must not end in "port in use".
+    with bind_socket(settings.host, settings.port) as listener:
+        server = _Server(settings, specs, listener, EngineConsole(stderr, verbose=verbose))
+        with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
+            asyncio.run(server.run(as_json=as_json))
+
+
+def _engine_arguments(context: typer.Context) -> list[str]:
+    return list(context.args)
+
+
+class _Server:
+    """The parts of one `serve`, from the first engine's start to the last one's end."""
+
+    def __init__(
+        self,
+        settings: ServeConfig,
+        specs: Sequence[EngineSpec],
+        listener: socket.socket,
+        console: EngineConsole,
+    ) -> None:
+        self._settings = settings
+        self._specs = specs
+        self._listener = listener
+        self._console = console
+        self._variants = VariantTable([v.name for spec in specs for v in spec.variants])
+        self._supervisor = Supervisor(specs, self._launch, self._on_state)
+
+    async def run(self, *, as_json: bool) -> None:
+        """Serve until SIGINT or SIGTERM; a second one does not wait for requests.
+
+        Raises:
+            EngineStartupError: An engine did not start; no process is left.
+        """
+        key = self._settings.api_key
+        async with create_client() as client:
+            app = create_app(
+                self._variants, client, api_key=key.get_secret_value() if key else None
+            )
+            runner = await start_server(
+                app, self._listener, shutdown_timeout=self._settings.drain_seconds
+            )
+            work = asyncio.create_task(self._start_and_watch(as_json=as_json))
+            stop = self._stop_event()
+            try:
+                await asyncio.wait(
+                    {work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                # Requests first, then engines: the router lets go of what is in flight.
+                await runner.cleanup()
+                await self._supervisor.stop(0)
+            if not work.cancelled():
+                await work
+
+    def _stop_event(self) -> asyncio.Event:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        main = asyncio.current_task()
+
+        def on_signal() -> None:
+            if stop.is_set() and main is not None:
+                main.cancel()
+            stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, on_signal)
+        return stop
+
+    async def _start_and_watch(self, *, as_json: bool) -> None:
+        with self._console:
+            is_started = await self._supervisor.start()
+        if is_started:
+            self._print_summary(as_json=as_json)
+            await self._supervisor.run()
+
+    def _launch(self, spec: EngineSpec) -> EngineProcess:
+        return EngineProcess(spec, self._console.on_line)
+
+    def _on_state(
+        self, spec: EngineSpec, state: EngineState, detail: str, engine: EngineProcess | None
+    ) -> None:
+        for variant in spec.variants:
+            if state is EngineState.READY and engine is not None:
+                upstream = Upstream(engine.base_url, engine.api_key)
+                self._variants.set_ready(variant.name, upstream)
+            else:
+                self._variants.set_down(variant.name, detail or state.value)
+        self._console.on_state(spec, state, detail, engine)
+
+    def _print_summary(self, *, as_json: bool) -> None:
+        address, names = self._address(), list(self._variants.names())
+        if as_json:
+            typer.echo(json.dumps({"base_url": f"{address}/v1", "models": names}))
+            return
+        table = Table(show_header=False, title="ready", title_justify="left")
+        table.add_row("address", f"{address}/v1")
+        for spec in self._specs:
+            for variant in spec.variants:
+                table.add_row("model", Text(f"{variant.name}  (alpha {variant.alpha:g})"))
+        Console().print(table)
+        # Outside the table, on one line: made to be pasted.
+        typer.echo(self._curl(address, names[-1]))
+
+    def _address(self) -> str:
+        port = self._listener.getsockname()[1]
+        host = self._settings.host
+        host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def _curl(self, address: str, name: str) -> str:
+        key = ' -H "Authorization: Bearer $VLLM_RVEC_API_KEY"' if self._settings.api_key else ""
+        body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
+        return (
+            f"curl {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "
+            f"-d '{body}'"
+        )
+
+
+def _log_to(console: Console) -> None:
+    """Send our own log to stderr, one line per event, around a live display if there is one."""
+    handler: logging.Handler = (
+        RichHandler(console=console, show_path=False, markup=False, highlighter=None)
+        if console.is_terminal
+        else logging.StreamHandler()
+    )
+    if not console.is_terminal:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("vllm_rvec")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,322 @@
+"""What people write to serve: the YAML file, and the flags that override it.
+
+Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Hashable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SecretStr,
+    ValidationError,
+)
+
+from vllm_rvec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic_core import ErrorDetails
+
+__all__ = [
+    "ServeConfig",
+    "VariantConfig",
+    "load_config",
+    "parse_alphas",
+    "variant_name",
+    "variants_from_alphas",
+]
+
+DEFAULT_ALPHAS = (0.0, 1.0)
+ENGINE_KEY_VARIABLE = "VLLM_API_KEY"
+
+
+def _check_variant_name(name: str) -> str:
+    if not name or "," in name or not name.isprintable() or any(c.isspace() for c in name):
+        msg = "a variant's name is printable text without spaces or commas"
+        raise ValueError(msg)
+    return name
+
+
+def _check_variable_name(name: str) -> str:
+    if not name or "=" in name or "\0" in name:
+        msg = "not a name that an environment variable can have"
+        raise ValueError(msg)
+    if name == ENGINE_KEY_VARIABLE:
+        msg = "each engine gets a key of its own; for the key that clients send, set `api_key`"
+        raise ValueError(msg)
+    return name
+
+
+def _check_variable_value(value: str) -> str:
+    if "\0" in value:
+        msg = "an environment variable can't hold a NUL character"
+        raise ValueError(msg)
+    return value
+
+
+def _check_flag_value(value: JsonValue) -> JsonValue:
+    if value is None:
+        msg = "has no value; for a flag that takes none, write true"
+        raise ValueError(msg)
+    return value
+
+
+def _refuse_bool(value: object) -> object:
+    if isinstance(value, bool):
+        msg = "should be a number, not true or false"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError, not TypeError
+    return value
+
+
+VariantName = Annotated[str, AfterValidator(_check_variant_name)]
+VariableName = Annotated[str, AfterValidator(_check_variable_name)]
+# YAML reads `VLLM_CPU_KVCACHE_SPACE: 1` as a number; the environment holds text.
+VariableValue = Annotated[
+    str, Field(coerce_numbers_to_str=True), AfterValidator(_check_variable_value)
+]
+FlagValue = Annotated[JsonValue, AfterValidator(_check_flag_value)]
+
+
+class VariantConfig(BaseModel):
+    """One variant: how much of the vector is added."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    alpha: Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
+    """The vector's scaling coefficient; 0 is the target model unchanged."""
+
+
+class ServeConfig(BaseModel):
+    """Everything that `vllm-rvec serve` can be told."""
+
+    # hide_input_in_errors: pydantic's own message would quote the API key.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    """The target: a local folder or a Hugging Face Hub id."""
+
+    vector: Annotated[str, Field(min_length=1)]
+    """The stored vector: its folder."""
+
+    variants: Annotated[dict[VariantName, VariantConfig], Field(min_length=1)] = Field(
+        default_factory=lambda: variants_from_alphas(DEFAULT_ALPHAS)
+    )
+    """The variants by name, in the order in which they start. Without any: base and enhanced@1."""
+
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    """The address on which clients are answered. Engines always stay on the loopback."""
+
+    port: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=65535)] = 8000
+    """The port on which clients are answered; 0 takes any free one."""
+
+    api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
+    """What clients must send as `Authorization: Bearer ...`; without it, nothing is asked for."""
+
+    drain_seconds: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 30
+    """How long requests in flight may go on once the server has been told to stop."""
+
+    engine_flags: dict[str, FlagValue] = Field(default_factory=dict, alias="engine")
+    """vLLM's own flags, without the dashes: `max-model-len: 512`. true is the bare flag, false is
+    `--no-...`, a list repeats the values, a mapping is passed as JSON. In YAML: `engine`."""
+
+    env: dict[VariableName, VariableValue] = Field(default_factory=dict, repr=False)
+    """Environment variables for the engines, on top of this process's own; may hold secrets."""
+
+
+def variant_name(alpha: float) -> str:
+    """Name the variant that has `alpha`.
+
+    Args:
+        alpha: The scaling coefficient.
+
+    Returns:
+        `base` for zero, else `enhanced@` and the shortest text that reads back as `alpha`.
+
+    >>> [variant_name(alpha) for alpha in (-0.0, 0.5, 1.0, -1.0)]
+    ['base', 'enhanced@0.5', 'enhanced@1', 'enhanced@-1']
+    """
+    if alpha == 0:
+        return "base"
+    return "enhanced@" + repr(float(alpha)).removesuffix(".0")
+
+
+def variants_from_alphas(alphas: tuple[float, ...]) -> dict[str, VariantConfig]:
+    """Give each alpha a variant under its own name.
+
+    Args:
+        alphas: Different scaling coefficients, as `parse_alphas` returns them.
+
+    Returns:
+        What `ServeConfig.variants` holds.
+    """
+    return {variant_name(alpha): VariantConfig(alpha=alpha) for alpha in alphas}
+
+
+def parse_alphas(text: str) -> tuple[float, ...]:
+    """Read alphas as they are typed: `0,0.5,1`.
+
+    Args:
+        text: Numbers separated by commas.
+
+    Returns:
+        The numbers, in the order given.
+
+    Raises:
+        ConfigError: A part is not a finite number, or two are the same.
+    """
+    alphas: list[float] = []
+    problems: list[str] = []
+    for part in text.split(","):
+        try:
+            alpha = _parse_alpha(part.strip())
+        except ValueError as exc:
+            problems.append(str(exc))
+            continue
+        if alpha in alphas:
+            problems.append(f"{part.strip()} is given twice")
+        alphas.append(alpha)
+    if problems:
+        raise ConfigError(
+            f"alphas {text!r} can't be used",
+            problems=problems,
+            fix="give different finite numbers separated by commas, such as 0,0.5,1",
+        )
+    return tuple(alphas)
+
+
+def _parse_alpha(part: str) -> float:
+    if not part:
+        msg = "a number is missing"
+        raise ValueError(msg)
+    try:
+        alpha = float(part)
+    except ValueError:
+        msg = f"{part!r} is not a number"
+        raise ValueError(msg) from None
+    if not math.isfinite(alpha):
+        msg = f"{part} is not finite"
+        raise ValueError(msg)
+    return alpha
+
+
+def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConfig:
+    """Read the YAML file, lay the command line's values over it, and check the whole once.
+
+    Args:
+        path: The YAML file, or None for the command line alone. A relative `model` or `vector` in
+            it that exists beside it is taken from there.
+        overrides: Values by the names that YAML uses; None means not given.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The file can't be read, or some values are wrong; all problems at once.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    values = {} if path is None else _resolved(_read_yaml(path), path.parent)
+    try:
+        return ServeConfig.model_validate({**values, **given})
+    except ValidationError as exc:
+        raise ConfigError(
+            f"the configuration {path} can't be used" if path else "the options can't be used",
+            problems=[_plain(error, given) for error in exc.errors(include_url=False)],
+            path=path,
+        ) from exc
+
+
+def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
+    """Take relative paths from the file's folder, where they exist; else they are Hub ids."""
+    local = {
+        name: str((folder / value).absolute())
+        for name in ("model", "vector")
+        if isinstance(value := values.get(name), str) and value and (folder / value).exists()
+    }
+    return {**values, **local}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word; a lost variant needs one."""
+
+    def construct_mapping(
+        self, node: yaml.MappingNode, deep: bool = False
+    ) -> dict[Hashable, object]:
+        seen: set[Hashable] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below, in PyYAML's words
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"`{key}` is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, object]:
+    try:
+        # A SafeLoader: it makes plain values only.
+        values = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # noqa: S506
+    except OSError as exc:
+        raise ConfigError(
+            f"the configuration {path} can't be read", why=exc.strerror or str(exc), path=path
+        ) from exc
+    except yaml.YAMLError as exc:
+        # No cause: PyYAML's own text quotes the line, and the line may hold the API key.
+        raise ConfigError(
+            f"the configuration {path} is not valid YAML", why=_yaml_problem(exc), path=path
+        ) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"the configuration {path} is not a mapping",
+            why=f"its top level is a {type(values).__name__}",
+            fix="write one `name: value` a line, beginning with `model:` and `vector:`",
+            path=path,
+        )
+    return values
+
+
+def _yaml_problem(exc: yaml.YAMLError) -> str:
+    if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark is not None:
+        mark = exc.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {exc.problem}"
+    return "it is not plain UTF-8 text"
+
+
+def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:
+    """Say one of pydantic's problems in plain words, without the value: it may be a secret."""
+    steps = [str(step) for step in error["loc"] if step != "[key]"]
+    name = ".".join(steps) or "the whole"
+    where = " (from the command line)" if steps and steps[0] in given else ""
+    match error["type"]:
+        case "missing":
+            problem = f"`{name}` is missing"
+        case "extra_forbidden":
+            problem = f"`{name}` is not a setting{_suggestion(steps)}"
+        case "value_error":
+            problem = f"`{name}`: {error['ctx']['error']}"
+        case _:
+            problem = f"`{name}`: {error['msg'].replace('Input should', 'should')}"
+    return problem + where
+
+
+def _suggestion(steps: list[str]) -> str:
+    model = ServeConfig if len(steps) == 1 else VariantConfig
+    known = [field.alias or name for name, field in model.model_fields.items()]
+    close = difflib.get_close_matches(steps[-1], known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(known)}"
