@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tests.support.vllm_model import engine_config, load_with
+from tests.support.vllm_model import CreatedModel, engine_config
 from vllm_rvec.checkpoint.writer import ShardWriter
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
 from vllm_rvec.vector.extract import extract
@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=9, help="loads per way; the median counts")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds; the median counts")
     parser.add_argument("--layers", type=int, default=24, help="24 is Qwen2-0.5B")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
@@ -63,23 +63,22 @@ def main() -> None:
 
 
 def _ways(target: Path, vector: Path) -> dict[str, Callable[[], float]]:
-    def loader(load_format: str, kind: type | None = None, **extra: object) -> Callable[[], float]:
-        from vllm.model_executor.model_loader import get_model_loader
+    from vllm.model_executor.model_loader import get_model_loader
 
-        def run() -> float:
-            config = engine_config(target, load_format, extra, "bfloat16")
-            make = get_model_loader if kind is None else kind
-            return load_with(config, make(config.load_config)).seconds
+    # One model for all loads: what is measured is moving weights, not first touching memory.
+    model = CreatedModel(engine_config(target, "safetensors", {}, "bfloat16"))
 
-        return run
+    def way(load_format: str, kind: type | None = None, **extra: object) -> Callable[[], float]:
+        config = engine_config(target, load_format, extra, "bfloat16").load_config
+        return lambda: model.load((kind or get_model_loader)(config))
 
     return {
-        "plain": loader("safetensors"),
-        "rvec, alpha 0": loader("rvec", vector=str(vector), alpha=0.0),
-        "rvec, alpha 1": loader("rvec", vector=str(vector), alpha=1.0),
-        "rvec, alpha 0.3": loader("rvec", vector=str(vector), alpha=0.3),
-        "eager, torch.add": loader("safetensors", _eager(vector, _add)),
-        "eager, in float32": loader("safetensors", _eager(vector, _add_in_float32)),
+        "plain": way("safetensors"),
+        "rvec, alpha 0": way("rvec", vector=str(vector), alpha=0.0),
+        "rvec, alpha 1": way("rvec", vector=str(vector), alpha=1.0),
+        "rvec, alpha 0.3": way("rvec", vector=str(vector), alpha=0.3),
+        "eager, torch.add": way("safetensors", _eager(vector, _add)),
+        "eager, in float32": way("safetensors", _eager(vector, _add_in_float32)),
     }
 
 
@@ -119,19 +118,23 @@ def _measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, li
 
 
 def _report(seconds: dict[str, list[float]], *, as_json: bool) -> None:
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    plain = medians["plain"]
+    # Ratios within one round: rounds differ on a shared machine, neighbours in a round hardly.
+    ratios = {
+        name: statistics.median(
+            s / plain for s, plain in zip(values, seconds["plain"], strict=True)
+        )
+        for name, values in seconds.items()
+    }
     if as_json:
-        rows = {
-            n: {"seconds": s, "ratio": s / plain, "all": seconds[n]} for n, s in medians.items()
-        }
+        rows = {n: {"ratio": ratios[n], "seconds": values} for n, values in seconds.items()}
         json.dump({"threads": torch.get_num_threads(), "ways": rows}, sys.stdout, indent=1)
         return
     table = Table(title=f"load_weights, Qwen2-0.5B shape, {torch.get_num_threads()} threads")
     for column in ("way", "median s", "fastest s", "ratio to plain"):
         table.add_column(column, justify="left" if column == "way" else "right")
-    for name, median in medians.items():
-        table.add_row(name, f"{median:.3f}", f"{min(seconds[name]):.3f}", f"{median / plain:.2f}")
+    for name, values in seconds.items():
+        cells = (statistics.median(values), min(values), ratios[name])
+        table.add_row(name, *(f"{cell:.3f}" for cell in cells[:2]), f"{cells[2]:.2f}")
     Console().print(table)
 
 

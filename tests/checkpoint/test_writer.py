@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.writer import ShardWriter
+from vllm_rvec.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,6 +68,48 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
 def test_a_tensor_outlives_its_reader(tmp_path: Path) -> None:
     """Tensors are views of the mapped file, which stays mapped while they are used."""
     write(tmp_path / "x.safetensors", list(TENSORS), torch.float32)
-    with CheckpointReader(tmp_path) as reader:
-        tensor = reader.tensor("model.ä.weight")
+    tensor = CheckpointReader(tmp_path).tensor("model.ä.weight")
+    gc.collect()
     assert torch.equal(tensor, TENSORS["model.ä.weight"])
+
+
+def raw_file(path: Path, header: str, data: bytes) -> None:
+    """Write a safetensors file byte by byte, as other writers might."""
+    encoded = header.encode()
+    path.write_bytes(len(encoded).to_bytes(8, "little") + encoded + data)
+
+
+def test_data_that_is_not_aligned_is_read_right(tmp_path: Path) -> None:
+    """Headers of any length are legal; torch wants its elements at even places."""
+    values = torch.tensor([1.5, -2.0, 3.25])
+    header = '{"x":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+    for padding in range(8):
+        raw_file(tmp_path / "x.safetensors", header + " " * padding, values.numpy().tobytes())
+        assert torch.equal(CheckpointReader(tmp_path).tensor("x"), values)
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """Readers that take the first and readers that take the last would differ."""
+    entry = '"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+    raw_file(tmp_path / "x.safetensors", f"{{{entry},{entry}}}", b"\0" * 4)
+    with pytest.raises(CheckpointError, match="can't be read as safetensors"):
+        CheckpointReader(tmp_path)
+
+
+def test_a_file_that_shrank_meanwhile_is_an_error(tmp_path: Path) -> None:
+    """Replaced between the look at its header and the first read: named, not read beyond."""
+    path = tmp_path / "x.safetensors"
+    write(path, list(TENSORS), torch.float32)
+    reader = CheckpointReader(tmp_path)
+    path.write_bytes(path.read_bytes()[:-150])
+    with pytest.raises(CheckpointError, match="can't be read from"):
+        reader.tensor("transposed")
+
+
+def test_writing_into_a_tensor_never_reaches_the_file(tmp_path: Path) -> None:
+    """The mapping is private."""
+    path = tmp_path / "x.safetensors"
+    write(path, ["scalar"], torch.float32)
+    before = path.read_bytes()
+    CheckpointReader(tmp_path).tensor("scalar").fill_(7)
+    assert path.read_bytes() == before

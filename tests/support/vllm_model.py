@@ -21,7 +21,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Loaded", "engine_config", "load_parameters", "load_with"]
+__all__ = ["CreatedModel", "Loaded", "engine_config", "load_parameters"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,6 @@ class Loaded:
 
     parameters: dict[str, torch.Tensor]
     """Every parameter by vLLM's name, packed and sharded as vLLM holds it."""
-    seconds: float
-    """What `load_weights` took."""
     loader: Any
     """The model loader."""
 
@@ -54,17 +52,24 @@ def engine_config(
     return arguments.create_engine_config()
 
 
-def load_with(config: VllmConfig, loader: Any) -> Loaded:
-    """Create the model that `config` describes and let `loader` fill it."""
-    with set_current_vllm_config(config):
-        _init_distributed()
-        with set_default_torch_dtype(config.model_config.dtype):
-            model = loader.create_model(config, config.model_config)
+class CreatedModel:
+    """A model of vLLM's, created and empty; loaders may fill it any number of times."""
+
+    def __init__(self, config: VllmConfig) -> None:
+        self._config = config
+        with set_current_vllm_config(config):
+            _init_distributed()
+            with set_default_torch_dtype(config.model_config.dtype):
+                loader = get_model_loader(config.load_config)
+                self.model = loader.create_model(config, config.model_config)
+
+    def load(self, loader: Any) -> float:
+        """Let a loader fill the model; return the seconds that `load_weights` took."""
+        dtype = self._config.model_config.dtype
+        with set_current_vllm_config(self._config), set_default_torch_dtype(dtype):
             started = time.perf_counter()
-            loader.load_weights(model, config.model_config)
-            seconds = time.perf_counter() - started
-    parameters = {name: p.data for name, p in model.named_parameters(remove_duplicate=False)}
-    return Loaded(parameters, seconds, loader)
+            loader.load_weights(self.model, self._config.model_config)
+            return time.perf_counter() - started
 
 
 def load_parameters(
@@ -72,7 +77,10 @@ def load_parameters(
 ) -> Loaded:
     """Load a checkpoint as `--load-format` and `--model-loader-extra-config` would."""
     config = engine_config(model, load_format, extra, dtype)
-    return load_with(config, get_model_loader(config.load_config))
+    created, loader = CreatedModel(config), get_model_loader(config.load_config)
+    created.load(loader)
+    named = created.model.named_parameters(remove_duplicate=False)
+    return Loaded({name: parameter.data for name, parameter in named}, loader)
 
 
 def _init_distributed() -> None:

@@ -1,31 +1,35 @@
-"""Read a checkpoint's tensors one at a time, memory-mapped."""
+"""Read a checkpoint's tensors one at a time, memory-mapped.
+
+safetensors validates the file (`table`); the tensors are then views made straight on the mapping.
+Its own `get_tensor` does the same in 50 microseconds a tensor, ten times as long, which is a tenth
+of a fused load of a small model.
+"""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+import mmap
+from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError, safe_open
+import torch
 
+from vllm_rvec.checkpoint.dtypes import TORCH_DTYPES
 from vllm_rvec.checkpoint.table import read_table
 from vllm_rvec.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
-    import torch
-
-    from vllm_rvec.checkpoint.table import TensorTable
+    from vllm_rvec.checkpoint.table import TensorInfo, TensorTable
 
 __all__ = ["CheckpointReader"]
 
 
 class CheckpointReader:
-    """A folder's tensors by name; a context manager that closes its files.
+    """A folder's tensors by name.
 
-    Tensors are views of the mapped file: nothing is read before it is used, and a tensor stays
-    valid after the reader is closed. They are read-only by convention: never write into one.
+    Tensors are views of the mapped file: nothing is read before it is used. A file stays mapped
+    while the reader or one of its tensors is there. They are private copies on write, so writing
+    into one never reaches the file.
 
     Args:
         folder: A checkpoint folder, as `read_table` takes it.
@@ -38,45 +42,44 @@ class CheckpointReader:
     def __init__(self, folder: Path, table: TensorTable | None = None) -> None:
         self.folder = folder
         self.table = read_table(folder) if table is None else table
-        self._stack = ExitStack()
-        self._open: dict[Path, Any] = {}
-
-    def __enter__(self) -> CheckpointReader:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files. Tensors that were handed out stay valid."""
-        self._open.clear()
-        self._stack.close()
+        self._maps: dict[Path, mmap.mmap] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor, on the CPU, in the dtype and shape of the file.
 
         Raises:
             KeyError: The checkpoint has no such tensor.
-            CheckpointError: The file can't be read.
+            CheckpointError: The file can't be read, or has changed since its header was.
         """
-        shard = self.table[name].shard
+        info = self.table[name]
         try:
-            tensor: torch.Tensor = self._shard(shard).get_tensor(name)
-        except (SafetensorError, OSError) as exc:
+            return _view(self._map(info.shard), info)
+        except (OSError, ValueError, KeyError) as exc:
             raise CheckpointError(
-                f"tensor {name!r} can't be read from {shard}",
-                why=str(exc),
-                path=shard,
+                f"tensor {name!r} can't be read from {info.shard}",
+                why=f"{type(exc).__name__}: {exc}",
+                path=info.shard,
                 tensor_name=name,
             ) from exc
-        return tensor
 
-    def _shard(self, shard: Path) -> Any:
-        if shard not in self._open:
-            self._open[shard] = self._stack.enter_context(safe_open(shard, framework="pt"))
-        return self._open[shard]
+    def _map(self, shard: Path) -> mmap.mmap:
+        if shard not in self._maps:
+            with shard.open("rb") as file:
+                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return self._maps[shard]
+
+
+def _view(file: mmap.mmap, info: TensorInfo) -> torch.Tensor:
+    dtype = TORCH_DTYPES[info.dtype]
+    if info.size_bytes == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    if info.offset_bytes % dtype.itemsize:
+        # Old writers did not align; a copy is.
+        bytes_ = torch.frombuffer(
+            file, dtype=torch.uint8, count=info.size_bytes, offset=info.offset_bytes
+        )
+        return bytes_.clone().view(dtype).view(info.shape)
+    count = info.size_bytes // dtype.itemsize
+    return torch.frombuffer(file, dtype=dtype, count=count, offset=info.offset_bytes).view(
+        info.shape
+    )

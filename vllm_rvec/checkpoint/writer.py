@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vllm_rvec.checkpoint.dtypes import DTYPE_NAMES
+from vllm_rvec.checkpoint.table import LENGTH_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -21,8 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ShardWriter"]
 
-DTYPE_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
-LENGTH_BYTES = 8
 HEADER_ALIGNMENT_BYTES = 8
 
 

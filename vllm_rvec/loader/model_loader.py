@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,7 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         with _logged_errors():
             self.stream = self._open_stream(model_config)
             started = time.perf_counter()
-            with closing(self.stream.vector):
-                yield from self.stream.fuse(weights)
+            yield from self.stream.fuse(weights)
             self._log_summary(self.stream, time.perf_counter() - started)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:

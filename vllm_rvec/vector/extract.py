@@ -21,9 +21,10 @@ import torch
 
 from vllm_rvec import __version__
 from vllm_rvec.arithmetic import FLOAT_DTYPES, difference, is_finite
+from vllm_rvec.checkpoint.dtypes import DTYPE_NAMES
 from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import read_config
-from vllm_rvec.checkpoint.writer import DTYPE_NAMES, ShardWriter
+from vllm_rvec.checkpoint.writer import ShardWriter
 from vllm_rvec.errors import CheckpointError, ConfigError
 from vllm_rvec.vector.manifest import MANIFEST_NAME, Donor, Donors, Manifest, TensorEntry
 
@@ -106,13 +107,13 @@ def extract(
             why="a vector is never overwritten",
             fix="choose another folder, or remove it first",
         )
-    with CheckpointReader(tuned) as tuned_reader, CheckpointReader(base) as base_reader:
-        _check_donors(tuned_reader, base_reader)
-        with _unfinished(output) as folder:
-            extractor = _Extractor(tuned_reader, base_reader, STORED_DTYPES[dtype], on_progress)
-            extractor.write_shards(folder)
-            manifest = _manifest(tuned, base, extractor.entries)
-            _write_durably(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
+    tuned_reader, base_reader = CheckpointReader(tuned), CheckpointReader(base)
+    _check_donors(tuned_reader, base_reader)
+    with _unfinished(output) as folder:
+        extractor = _Extractor(tuned_reader, base_reader, STORED_DTYPES[dtype], on_progress)
+        extractor.write_shards(folder)
+        manifest = _manifest(tuned, base, extractor.entries)
+        _write_durably(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
     return _extraction(output, extractor)
 
 

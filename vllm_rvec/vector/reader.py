@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import read_table
 from vllm_rvec.errors import CheckpointError, VectorCorruptError, VectorFormatError
 from vllm_rvec.vector.manifest import Manifest
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from vllm_rvec.checkpoint.reader import CheckpointReader
     from vllm_rvec.checkpoint.table import TensorTable
 
 __all__ = ["VectorReader"]
@@ -36,7 +36,7 @@ class VectorReader:
         self.manifest = Manifest.read(folder)
         self.table = self._read_table()
         self._check_shards()
-        self._reader = CheckpointReader(folder, self.table)
+        self._reader: CheckpointReader | None = None
 
     @property
     def shards(self) -> list[Path]:
@@ -53,13 +53,17 @@ class VectorReader:
         if self.manifest.tensors[name].encoding == "zero":
             return None
         try:
-            return self._reader.tensor(name)
+            return self._tensors().tensor(name)
         except CheckpointError as exc:
             raise _corrupt(exc) from exc
 
-    def close(self) -> None:
-        """Close the shards. Tensors that were handed out stay valid."""
-        self._reader.close()
+    def _tensors(self) -> CheckpointReader:
+        # Here and not above: whoever looks at manifests only should not wait for torch.
+        from vllm_rvec.checkpoint.reader import CheckpointReader  # noqa: PLC0415
+
+        if self._reader is None:
+            self._reader = CheckpointReader(self.folder, self.table)
+        return self._reader
 
     def _dense_names(self) -> set[str]:
         return {n for n, entry in self.manifest.tensors.items() if entry.encoding == "dense"}
