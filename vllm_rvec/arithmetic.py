@@ -24,6 +24,8 @@ __all__ = ["FLOAT_DTYPES", "difference", "fuse", "is_finite"]
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The dtypes that the formula is defined for."""
 
+_ONES = {dtype: torch.ones((), dtype=dtype) for dtype in FLOAT_DTYPES}
+
 BLOCK_ELEMENTS = 1 << 17
 """Elements converted to float32 at a time: two buffers of 512 KiB stay in a core's L2 cache."""
 
@@ -73,7 +75,7 @@ def fuse(
         # IEEE sums are the CPU's: a GPU compiler may contract the product and the sum.
         return out.copy_(fuse(theta, vector, alpha, out=torch.empty_like(theta, dtype=out.dtype)))
     if theta.dtype == vector.dtype == out.dtype:
-        return torch.addcmul(theta, vector, _one(theta.dtype), value=alpha, out=out)
+        return torch.addcmul(theta, vector, _ONES[theta.dtype], value=alpha, out=out)
     if theta.dim() == 0:
         return out.copy_(_fused_in_float32(theta, vector, alpha))
     rows = max(1, BLOCK_ELEMENTS // max(1, theta[:1].numel()))
@@ -96,8 +98,4 @@ def is_finite(tensor: torch.Tensor) -> bool:
 
 
 def _fused_in_float32(theta: torch.Tensor, vector: torch.Tensor, alpha: float) -> torch.Tensor:
-    return torch.addcmul(theta.float(), vector.float(), _one(torch.float32), value=alpha)
-
-
-def _one(dtype: torch.dtype) -> torch.Tensor:
-    return torch.ones((), dtype=dtype)
+    return torch.addcmul(theta.float(), vector.float(), _ONES[torch.float32], value=alpha)

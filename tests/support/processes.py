@@ -98,7 +98,7 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None
 def _is_engine(process: psutil.Process) -> bool:
     command = _command(process)
     # The guard's command line holds the engine's: tell them apart.
-    return ENGINE_MODULE in command and "vllm_rvec.serve.guard" not in command
+    return ENGINE_MODULE in command and not any(part.endswith("guard.py") for part in command)
 
 
 def _command(process: psutil.Process) -> list[str]:

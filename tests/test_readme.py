@@ -1,0 +1,101 @@
+"""The README is true: its flags, settings, exit statuses, files and make targets exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_rvec.cli.main import EXIT_CODES
+from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
+from vllm_rvec.serve import ServeConfig, load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / ".github" / "CONTRIBUTING.md",
+    ROOT / "examples" / "demo" / "README.md",
+    ROOT / "examples" / "demo" / "target" / "README.md",
+]
+
+
+def help_flags(command: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "vllm_rvec", command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "NO_COLOR": "1"},
+    )
+    return set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--no-verbose"}
+
+
+@pytest.mark.parametrize("command", ["serve", "extract"])
+def test_every_flag_is_documented(command: str) -> None:
+    """What `--help` offers, the README explains."""
+    assert all(flag in README for flag in help_flags(command))
+
+
+def test_every_setting_is_documented() -> None:
+    """Each name that the YAML file may hold."""
+    names = [field.alias or name for name, field in ServeConfig.model_fields.items()]
+    assert all(f"`{name}`" in README for name in names)
+
+
+def test_every_loader_key_is_documented() -> None:
+    """Each key of --model-loader-extra-config."""
+    assert all(f"`{key}`" in README for key in (*LoaderConfig.model_fields, *VLLM_KEYS))
+
+
+def test_every_exit_status_is_documented() -> None:
+    """A row each."""
+    assert all(f"\n| {code} | " in README for code in (0, 1, 2, *EXIT_CODES.values()))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files(document: Path) -> None:
+    """Relative links only; the web is not asked."""
+    text = document.read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    local = [link for link in links if "://" not in link]
+    missing = [link for link in local if not (document.parent / link).exists()]
+    assert not missing
+
+
+def test_make_targets_exist() -> None:
+    """Every `make x` in the documents."""
+    makefile = (ROOT / "Makefile").read_text()
+    for document in DOCUMENTS:
+        for target in re.findall(r"(?:^|`)make ([a-z-]+)", document.read_text(), re.MULTILINE):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_demo_configuration_is_valid() -> None:
+    """And its files are there, found from any folder."""
+    config = load_config(ROOT / "examples" / "demo" / "serve.yaml", {})
+    assert Path(config.model, "config.json").is_file()
+    assert Path(config.vector, "vector.json").is_file()
+    assert list(config.variants) == ["base", "enhanced@1"]
+
+
+def test_the_demo_table_is_what_was_measured() -> None:
+    """Percentages in the README are those of results.json."""
+    arms = json.loads((ROOT / "examples" / "demo" / "results.json").read_text())["arms"]
+    for arm in arms:
+        chain = arm["accuracy"]["chain"]
+        low, high = (100 * bound for bound in chain["interval_95"])
+        if not arm["is_forced_to_work"]:
+            assert f"{100 * chain['accuracy']:.1f} % ({low:.1f} to {high:.1f})" in README, arm[
+                "name"
+            ]
+
+
+def test_the_demo_is_small() -> None:
+    """Under 10 MB for all files together."""
+    files = [p for p in (ROOT / "examples" / "demo").rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files if "cache" not in str(p)) < 10_000_000
