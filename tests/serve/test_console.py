@@ -9,6 +9,7 @@ from rich.console import Console
 from tests.serve.conftest import stand_in_spec
 from vllm_rvec.serve import EngineConsole, EngineState
 
+ERROR = "(EngineCore pid=2) ERROR 11-23 17:13:30 [core.py:1] out of memory"
 WARNING = "(APIServer pid=1) WARNING 11-23 17:13:25 [vllm.py:1703] Enforce eager set"
 INFO = "(Worker pid=2) INFO 11-23 17:13:56 [cpu_model_runner.py:68] Starting to load model tiny..."
 SPEC = stand_in_spec("enhanced@1")
@@ -47,20 +48,22 @@ def test_a_log_has_every_line_and_event() -> None:
     ]
 
 
-def test_a_terminal_has_warnings_and_a_line_for_each_engine() -> None:
-    """INFO lines only move the phase."""
+def test_a_terminal_has_errors_and_a_line_for_each_engine() -> None:
+    """INFO lines only move the phase; vLLM's many warnings wait for --verbose."""
     now = 0.0
     console = terminal()
     with EngineConsole(console, clock=lambda: now) as engines:
         engines.on_state(SPEC, EngineState.STARTING, "", None)
         engines.on_line(SPEC.name, INFO)
         engines.on_line(SPEC.name, WARNING)
+        engines.on_line(SPEC.name, ERROR)
         now = 12.0
         engines._live.refresh()
         assert "enhanced@1  alpha 1  loading weights  12 s" in shown(console)
         now = 31.0
         engines.on_state(SPEC, EngineState.READY, "", None)
-    assert "Enforce eager set" in shown(console)
+    assert "Enforce eager set" not in shown(console)
+    assert "out of memory" in shown(console)
     assert "Starting to load" not in shown(console)
     assert "enhanced@1  alpha 1  ready  31 s" in shown(console).splitlines()[-2]
 
@@ -92,3 +95,15 @@ def test_text_from_engines_is_only_text() -> None:
         "[enhanced@1] [red]x[/] [link=y]  end",
         "[enhanced@1] down: [bold]",
     ]
+
+
+def test_an_engine_that_is_being_stopped_says_no_more() -> None:
+    """Killed processes complain with errors that mean nothing."""
+    console = terminal()
+    engines = EngineConsole(console, verbose=True)
+    engines.on_state(SPEC, EngineState.READY, "", None)
+    engines.on_state(SPEC, EngineState.STOPPING, "", None)
+    engines.on_line(SPEC.name, ERROR)
+    engines.on_state(SPEC, EngineState.STOPPED, "", None)
+    assert "out of memory" not in shown(console)
+    assert "stopped" in shown(console)

@@ -76,7 +76,12 @@ def test_engines_start_one_after_the_other_and_stop_together() -> None:
         await stage.supervisor.stop(5)
         await stage.supervisor.stop(5)
         await running
-        assert sorted(stage.states[4:]) == [("a", EngineState.STOPPED), ("b", EngineState.STOPPED)]
+        assert sorted(stage.states[4:]) == [
+            ("a", EngineState.STOPPED),
+            ("a", EngineState.STOPPING),
+            ("b", EngineState.STOPPED),
+            ("b", EngineState.STOPPING),
+        ]
         assert [engine.exit_status for engine in stage.engines] == [0, 0]
         assert all_gone(stage.pids())()
 

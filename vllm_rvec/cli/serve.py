@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import shlex
 import signal
 import socket
 from collections.abc import Sequence
@@ -207,10 +208,11 @@ class _Server:
 
     def _curl(self, address: str, name: str) -> str:
         key = ' -H "Authorization: Bearer $VLLM_RVEC_API_KEY"' if self._settings.api_key else ""
-        body = json.dumps({"model": name, "messages": [{"role": "user", "content": "Hello"}]})
+        messages = [{"role": "user", "content": self._settings.example}]
+        body = json.dumps({"model": name, "messages": messages})
         return (
             f"curl {address}/v1/chat/completions -H 'Content-Type: application/json'{key} "
-            f"-d '{body}'"
+            f"-d {shlex.quote(body)}"
         )
 
 

@@ -105,6 +105,9 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         )
 
     def _log_summary(self, stream: FusedStream, seconds: float) -> None:
+        if stream.alpha == 0:
+            logger.info("Loaded %s unchanged: alpha is 0", stream.target)
+            return
         ledger = stream.ledger
         logger.info(
             "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s",

@@ -127,6 +127,9 @@ class ServeConfig(BaseModel):
     drain_seconds: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 30
     """How long requests in flight may go on once the server has been told to stop."""
 
+    example: Annotated[str, Field(min_length=1)] = "Hello"
+    """What the curl line asks that is printed once all is ready."""
+
     engine_flags: dict[str, FlagValue] = Field(default_factory=dict, alias="engine")
     """vLLM's own flags, without the dashes: `max-model-len: 512`. true is the bare flag, false is
     `--no-...`, a list repeats the values, a mapping is passed as JSON. In YAML: `engine`."""

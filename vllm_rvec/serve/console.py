@@ -1,8 +1,9 @@
 """What a person sees on stderr while engines start and run.
 
-On a terminal: a live line for each engine that starts, with the engines' warnings and errors
-printed above. Elsewhere (a file, a container's log): every line as it comes, one for each event.
-All text from engines is stripped of control sequences and never read as markup.
+On a terminal: a live line for each engine that starts, with the engines' errors printed above.
+Elsewhere (a file, a container's log): every line as it comes, one for each event. An engine that
+is being stopped complains of it; those lines are not shown. All text from engines is stripped of
+control sequences and never read as markup.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ _STATE_STYLES = {
     EngineState.STARTING: "yellow",
     EngineState.READY: "green",
     EngineState.DOWN: "red",
+    EngineState.STOPPING: "dim",
     EngineState.STOPPED: "dim",
 }
+_ENDING = {EngineState.STOPPING, EngineState.STOPPED}
 _LINE_STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
+_SHOWN_LEVELS = ("ERROR", "CRITICAL")
+"""What a terminal shows of engines' lines: each start of vLLM warns of twenty harmless things."""
 
 
 @dataclass(slots=True)
@@ -95,7 +100,9 @@ class EngineConsole:
         if row and row.state is EngineState.STARTING and (found := phase(line)):
             row.phase = found
         level = severity(line) or ""
-        if self._verbose or level in _LINE_STYLES:
+        if row and row.state in _ENDING:
+            return
+        if self._verbose or level in _SHOWN_LEVELS:
             style = _LINE_STYLES.get(level, "") if self._console.is_terminal else ""
             self._print(engine_name, Text(clean(line), style=style))
 

@@ -43,6 +43,7 @@ _USAGE_ERROR = re.compile(r"\S+: error: (?P<problem>.+)")
 _PYDANTIC = re.compile(r"\S*ValidationError: \d+ validation errors? for")
 _POINTS_ELSEWHERE = re.compile(r"See (?:root cause|stack trace)", re.IGNORECASE)
 _PHASES = (
+    ("Initializing a V1 LLM engine", "starting workers"),
     ("Starting to load model", "loading weights"),
     ("Loading weights took", "warming up"),
     ("Starting vLLM server", "opening its port"),

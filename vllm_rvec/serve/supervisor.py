@@ -31,6 +31,7 @@ class EngineState(enum.StrEnum):
     STARTING = "starting"
     READY = "ready"
     DOWN = "down"
+    STOPPING = "stopping"
     STOPPED = "stopped"
 
 
@@ -198,8 +199,11 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for name, engine in self._engines.items():
-            if drain_seconds > 0 and name in self._ready:
+        for spec in self._specs:
+            if (engine := self._engines.get(spec.name)) is None:
+                continue
+            self._on_state(spec, EngineState.STOPPING, "", engine)
+            if drain_seconds > 0 and spec.name in self._ready:
                 engine.terminate()
             else:
                 engine.kill()  # there are no requests to finish
