@@ -35,15 +35,14 @@ def test_importing_needs_neither_torch_nor_vllm(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", [vllm_rvec, errors])
-def test_all_is_sorted_and_complete(module: object) -> None:
-    """`__all__` is what a module offers."""
-    names: list[str] = module.__all__  # type: ignore[attr-defined]
-    assert sorted(names, key=str.lower) == names or sorted(names) == names
-    assert all(hasattr(module, name) for name in names)
+def test_every_error_is_offered() -> None:
+    """`__all__` of errors.py has each class in it (ruff keeps it sorted)."""
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type)}
+    assert {name for name in kinds if name.endswith("Error")} <= set(errors.__all__)
+    assert all(hasattr(vllm_rvec, name) for name in vllm_rvec.__all__)
 
 
 def test_every_error_has_the_one_root() -> None:
     """One `except RvecError` catches all that is raised on purpose."""
-    kinds = [getattr(errors, name) for name in errors.__all__]
+    kinds = [getattr(errors, name) for name in errors.__all__ if name.endswith("Error")]
     assert all(issubclass(kind, errors.RvecError) for kind in kinds)

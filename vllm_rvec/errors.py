@@ -9,7 +9,6 @@
     ├── VectorCorruptError (ValueError)         a vector whose bytes or values are damaged
     ├── IncompatibleVectorError (ValueError)    a vector that does not belong to this target
     ├── EngineStartupError (RuntimeError)       an engine ended, or hung, before it was ready
-    ├── EngineExitedError (RuntimeError)        an engine that was ready ended
     └── UpstreamError (ConnectionError)         an engine can't be reached, or broke off
 
 Each also inherits the builtin that a caller would expect.
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "ERROR_MARKER",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ConfigError",
-    "EngineExitedError",
     "EngineStartupError",
     "IncompatibleVectorError",
     "RvecError",
@@ -36,6 +35,9 @@ __all__ = [
     "VectorFormatError",
     "VectorNotFoundError",
 ]
+
+ERROR_MARKER = "rvec error: "
+"""What the loader's log line begins with when a load fails: `serve` finds the reason by it."""
 
 SHOWN_PROBLEMS = 8
 """How many of a long list of problems a message shows; `problems` holds them all."""
@@ -133,10 +135,6 @@ class EngineStartupError(RvecError, RuntimeError):
         super().__init__(what, why=why, fix=fix)
         self.last_lines = tuple(last_lines)
         self.exit_status = exit_status
-
-
-class EngineExitedError(RvecError, RuntimeError):
-    """An engine that was ready has ended."""
 
 
 class UpstreamError(RvecError, ConnectionError):

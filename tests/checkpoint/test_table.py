@@ -106,9 +106,19 @@ def test_one_name_in_two_shards_is_refused(tmp_path: Path) -> None:
     assert caught.value.tensor_name == "x"
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is no JSON"), ("[]", "is no JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "no JSON object"), ("[]", "holds a list"), ("[" * 200_000, "RecursionError")],
+)
 def test_a_broken_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     """config.json must hold an object."""
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
+        read_config(tmp_path)
+
+
+def test_a_config_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    """An error of ours, with the system's reason."""
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(CheckpointError, match="IsADirectoryError"):
         read_config(tmp_path)

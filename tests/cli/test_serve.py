@@ -86,7 +86,7 @@ def test_shapes_that_differ(vector: Path, tmp_path: Path) -> None:
     assert "... and 5 more" in text
 
 
-@pytest.mark.parametrize("alpha", ["nan", "inf", "much", "1,,2", "0,-0.0", ""])
+@pytest.mark.parametrize("alpha", ["nan", "inf", "1e39", "much", "1,,2", "0,-0.0", ""])
 def test_an_alpha_that_is_no_finite_number(family: Family, vector: Path, alpha: str) -> None:
     """Exit status 3, and how to write it."""
     code, text = serve("--model", family.target, "--vector", vector, "--alpha", alpha)

@@ -33,7 +33,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     assert "the keys are: vector, alpha, enable_multithread_load" in text
 
 
-@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), "1", True, None])
+@pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])
 def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object) -> None:
     """Also the text "1" and true, which YAML and JSON make easy to write."""
     with pytest.raises(ConfigError, match="alpha"):

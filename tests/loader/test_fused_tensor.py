@@ -119,8 +119,14 @@ def test_a_scalar_is_read_right() -> None:
 
 @pytest.mark.parametrize(
     "write",
-    [lambda t: t.mul_(2), lambda t: t.fill_(0), lambda t: t.copy_(torch.zeros(8, 6))],
-    ids=["mul_", "fill_", "copy_"],
+    [
+        lambda t: t.mul_(2),
+        lambda t: t.fill_(0),
+        lambda t: t.copy_(torch.zeros(8, 6)),
+        lambda t: torch._foreach_mul_([t], 2.0),
+        lambda t: torch.add(t, 1, out=t),
+    ],
+    ids=["mul_", "fill_", "copy_", "foreach_mul_", "out"],
 )
 def test_writing_into_a_checkpoint_tensor_is_refused(write: Operation) -> None:
     """A write into a computed copy would be lost without a word."""
@@ -132,10 +138,22 @@ def test_writing_into_a_checkpoint_tensor_is_refused(write: Operation) -> None:
 def test_code_that_reaches_past_pytorch_fails_loudly() -> None:
     """There is no storage in which theta alone could be found."""
     lazy, _ = pair(8, 6)
-    with pytest.raises(RuntimeError):
-        lazy.numpy()
-    with pytest.raises(RuntimeError):
-        lazy.data_ptr()
+    for reach in (
+        lazy.numpy,
+        lazy.data_ptr,
+        lazy.tolist,
+        lazy.share_memory_,
+        lazy.__dlpack__,
+    ):
+        with pytest.raises(RuntimeError):
+            reach()
+
+
+def test_a_copy_into_meta_computes_nothing() -> None:
+    """VLLM's reload first copies into meta parameters, to count."""
+    lazy, _ = pair(8, 6)
+    torch.empty(8, 6, dtype=torch.bfloat16, device="meta").copy_(lazy)
+    assert ledger(lazy).copies == 0
 
 
 def test_attributes_that_vllm_sets_stay_on_the_tensor() -> None:

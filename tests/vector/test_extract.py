@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import make_checkpoint, tensors
+from vllm_rvec.arithmetic import difference
 from vllm_rvec.errors import CheckpointError, ConfigError
 from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.extract import extract
@@ -149,3 +150,33 @@ def test_an_unknown_dtype_is_refused(family: Family, tmp_path: Path) -> None:
     """The message lists the choices."""
     with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
         extract(family.tuned, family.base, tmp_path / "v", dtype="int8")
+
+
+@pytest.mark.parametrize("output", ["/proc/x/y", "file/below", "x" * 300])
+def test_an_output_that_can_not_be_written_is_a_clear_error(
+    family: Family, tmp_path: Path, output: str
+) -> None:
+    """With the system's reason, and no traceback."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="can't be written"):
+        extract(family.tuned, family.base, tmp_path / output)
+
+
+def test_donors_that_leave_keys_out_are_understood(family: Family, tmp_path: Path) -> None:
+    """No architectures, nothing said of tying: a donor without a head of its own is tied."""
+    for name, donor in (("tuned", family.tuned), ("base", family.base)):
+        shutil.copytree(donor, tmp_path / name)
+        (tmp_path / name / "config.json").write_text('{"model_type": "qwen2", "architectures": []}')
+    extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "v")
+    manifest = VectorReader(tmp_path / "v").manifest
+    assert manifest.tie_word_embeddings
+    assert manifest.architecture == ""
+
+
+def test_where_a_float32_vector_is_not_exact() -> None:
+    """Donors more than about 16 powers of two apart, and signs of zero, don't come back."""
+    base = torch.tensor([1.0, 0.0]).bfloat16()
+    tuned = torch.tensor([1e-6, -0.0]).bfloat16()
+    back = (base.float() + difference(tuned, base)).bfloat16()
+    assert not torch.equal(back.view(torch.int16), tuned.view(torch.int16))
+    assert back[0].item() == pytest.approx(tuned[0].item(), rel=0.05)

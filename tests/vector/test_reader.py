@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,6 @@ from tests.support.checkpoints import tensors
 from vllm_rvec.errors import VectorCorruptError, VectorFormatError, VectorNotFoundError
 from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.verification import cache_folder, verify_finite
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -51,7 +49,12 @@ def test_a_pickle_file_is_refused_unread(tmp_path: Path, name: str) -> None:
     [
         {"format": "other"},
         {"format_version": 99},
+        {"format_version": True},
+        {"tie_word_embeddings": "yes"},
         {"surprise": 1},
+        {"tensors": {"x": {"shape": ["1"], "dtype": "F32", "encoding": "dense"}}},
+        {"tensors": {"x": {"shape": [1], "dtype": "I64", "encoding": "dense"}}},
+        {"tensors": {"x": {"shape": [1], "dtype": "F8_E4M3", "encoding": "dense"}}},
         {"tensors": {"x": {"shape": [1], "dtype": "F32", "encoding": "magic"}}},
         {"tensors": {"x": {"shape": [-1], "dtype": "F32", "encoding": "dense"}}},
     ],
@@ -68,6 +71,46 @@ def test_a_manifest_that_is_no_json_is_refused(copy: Path) -> None:
     (copy / "vector.json").write_text('{"format": "rvec"')
     with pytest.raises(VectorFormatError, match="no manifest that this version reads"):
         VectorReader(copy)
+
+
+@pytest.mark.parametrize("field", ["format", "format_version", "formula", "donors", "tensors"])
+def test_a_manifest_without_one_of_its_fields_is_refused(copy: Path, field: str) -> None:
+    """Nothing is assumed of a file that does not say what it is."""
+    path = copy / "vector.json"
+    fields = json.loads(path.read_text())
+    del fields[field]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(VectorFormatError, match=field):
+        VectorReader(copy)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, '{"format": "rvec", "format": "rvec"}', "\xff", "3"]
+)
+def test_hostile_json_is_refused(copy: Path, text: str) -> None:
+    """Deep nesting, doubled names, no object: an error of ours, never a crash."""
+    (copy / "vector.json").write_text(text, encoding="latin-1")
+    with pytest.raises(VectorFormatError, match="no manifest that this version reads"):
+        VectorReader(copy)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_a_path_that_can_not_be_is_not_found(path: str) -> None:
+    """Whatever was typed, the error is ours."""
+    with pytest.raises(VectorNotFoundError):
+        VectorReader(Path(path))
+
+
+def test_a_user_without_a_home_can_load(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's random user: the verdict is not remembered, nothing else."""
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_folder() is None
+    assert verify_finite(VectorReader(copy))
 
 
 def test_a_truncated_shard_is_corrupt(copy: Path) -> None:
@@ -134,6 +177,6 @@ def test_a_cache_that_cannot_be_written_costs_only_the_look(
     blocker = tmp_path / "blocker"
     blocker.write_text("a file, not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocker))
-    assert cache_folder().parent == blocker
+    assert cache_folder() == blocker / "vllm_rvec"
     assert verify_finite(VectorReader(copy))
     assert verify_finite(VectorReader(copy))

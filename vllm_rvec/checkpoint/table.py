@@ -15,7 +15,17 @@ from safetensors import SafetensorError, safe_open
 
 from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["INDEX_NAME", "TensorInfo", "TensorTable", "read_config", "read_header", "read_table"]
+__all__ = [
+    "INDEX_NAME",
+    "TensorInfo",
+    "TensorTable",
+    "is_folder",
+    "read_config",
+    "read_header",
+    "read_table",
+    "why_no_folder",
+    "without_duplicates",
+]
 
 INDEX_NAME = "model.safetensors.index.json"
 """The file that maps tensor names to shards, in the Hub's convention."""
@@ -83,15 +93,15 @@ def find_shards(folder: Path) -> list[Path]:
         CheckpointNotFoundError: There is no such folder.
         CheckpointError: As for `read_table`.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointNotFoundError(
             f"there is no checkpoint folder {folder}",
-            why="it is a file" if folder.exists() else "the path does not exist",
+            why=why_no_folder(folder),
             fix="give the folder that holds config.json and the safetensors files",
             path=folder,
         )
     index = folder / INDEX_NAME
-    shards = _indexed_shards(index) if index.is_file() else sorted(folder.glob("*.safetensors"))
+    shards = _indexed_shards(index) if index.exists() else sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(
             f"{folder} holds no safetensors file",
@@ -100,6 +110,22 @@ def find_shards(folder: Path) -> list[Path]:
             path=folder,
         )
     return shards
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether there is a folder at a path, which may be anything that a user typed."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long a name, no permission, a NUL in it
+        return False
+
+
+def why_no_folder(path: Path) -> str:
+    """Say why there is no folder at a path."""
+    try:
+        return "it is a file" if path.exists() else "the path does not exist"
+    except (OSError, ValueError) as exc:
+        return str(exc)
 
 
 def read_header(shard: Path) -> TensorTable:
@@ -112,7 +138,7 @@ def read_header(shard: Path) -> TensorTable:
         # safetensors' own validation: lengths, offsets, overlaps, holes.
         with safe_open(shard, framework="np"), shard.open("rb") as file:
             length = int.from_bytes(file.read(LENGTH_BYTES), "little")
-            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            header = json.loads(file.read(length), object_pairs_hook=without_duplicates)
     except FileNotFoundError as exc:
         raise CheckpointError(
             f"{shard} is missing", fix="download the checkpoint again", path=shard
@@ -128,26 +154,35 @@ def read_header(shard: Path) -> TensorTable:
     return {name: _info(shard, LENGTH_BYTES + length, entry) for name, entry in header.items()}
 
 
-def read_config(folder: Path) -> dict[str, object]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json.
 
     Raises:
         CheckpointError: It is missing, or no JSON object.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
+    if not path.exists():
         raise CheckpointError(
             f"{folder} holds no config.json",
             fix="give a Hugging Face checkpoint folder",
             path=path,
-        ) from exc
-    except ValueError as exc:
-        raise CheckpointError(f"{path} is no JSON", why=str(exc), path=path) from exc
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is no JSON object", path=path)
-    return config
+        )
+    return _read_object(path, "no JSON object")
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON file that must hold an object."""
+    try:
+        found = json.loads(path.read_bytes())
+        why = "" if isinstance(found, dict) else f"it holds a {type(found).__name__}"
+    # A file of brackets alone runs the parser out of stack.
+    except (OSError, ValueError, RecursionError) as exc:
+        why = f"{type(exc).__name__}: {exc}"
+    if why:
+        raise CheckpointError(
+            f"{path} is {what}", why=why, fix="download the checkpoint again", path=path
+        )
+    return dict(found)
 
 
 def _info(shard: Path, data_bytes: int, entry: dict[str, Any]) -> TensorInfo:
@@ -155,30 +190,30 @@ def _info(shard: Path, data_bytes: int, entry: dict[str, Any]) -> TensorInfo:
     return TensorInfo(shard, tuple(entry["shape"]), entry["dtype"], data_bytes + start, end - start)
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object's dictionary; a hook for `json.loads` that refuses doubled names."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice in the header")
+        raise ValueError("a name stands twice in one JSON object")
     return found
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    try:
-        weight_map = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+    weight_map = _read_object(index, "no safetensors index").get("weight_map")
+    if not isinstance(weight_map, dict):
         raise CheckpointError(
             f"{index} is no safetensors index",
-            why=f"{type(exc).__name__}: {exc}",
+            why="it has no weight_map",
             fix="download the checkpoint again",
             path=index,
-        ) from exc
+        )
+    names = weight_map.values()
     for name in names:
         if not isinstance(name, str) or not name or PurePosixPath(name).name != name:
             raise CheckpointError(
                 f"{index} points out of its folder", why=f"it names the file {name!r}", path=index
             )
-    return [index.parent / name for name in names]
+    return [index.parent / name for name in sorted(set(names))]
 
 
 def _only_pickle(folder: Path) -> str:

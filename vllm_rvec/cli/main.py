@@ -79,6 +79,9 @@ def _run(commands: typer.Typer, name: str) -> int:
     except RvecError as exc:
         show_error(exc, Console(stderr=True))
         return exit_code(exc)
+    except OSError as exc:  # a disk, a permission: nothing of ours, and no traceback's business
+        show_error(RvecError(f"the system refused: {exc}"), Console(stderr=True))
+        return EXIT_CODES[ConfigError]
     except SystemExit as exc:  # typer's own: help, usage errors, success
         return exc.code if isinstance(exc.code, int) else 1
     return 0

@@ -147,8 +147,10 @@ class _Server:
                 )
             finally:
                 # Requests first, then engines: the router lets go of what is in flight.
-                await runner.cleanup()
-                await self._supervisor.stop(0)
+                try:
+                    await runner.cleanup()
+                finally:
+                    await self._supervisor.stop(0)
             if not work.cancelled():
                 await work
 

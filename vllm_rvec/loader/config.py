@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector.alpha import alpha_problem
 
 __all__ = ["VLLM_KEYS", "LoaderConfig"]
 
@@ -21,8 +22,15 @@ class LoaderConfig(BaseModel):
 
     vector: str = Field(min_length=1)
     """Folder of the stored vector."""
-    alpha: float = Field(default=1.0, allow_inf_nan=False)
+    alpha: float = 1.0
     """Scaling coefficient of the vector; 0 serves the target unchanged."""
+
+    @field_validator("alpha")
+    @classmethod
+    def _check_alpha(cls, alpha: float) -> float:
+        if problem := alpha_problem(alpha):
+            raise ValueError(problem)
+        return alpha
 
     @classmethod
     def split(cls, extra: object) -> tuple[LoaderConfig, dict[str, Any]]:

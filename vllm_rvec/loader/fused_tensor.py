@@ -6,8 +6,8 @@ pair of the same views of both sides, and the sum is computed straight into the 
 copy. So each rank reads, adds and writes its own part only, once.
 
 An operation that is not known to commute with the sum gets the computed tensor instead: slower,
-never wrong. It has no storage of its own, so code that reaches past PyTorch's dispatcher fails
-loudly rather than reading theta alone.
+never wrong. It has no storage of its own, so code that reaches past PyTorch's dispatcher can't read
+theta alone: it fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vllm_rvec.arithmetic import fuse
 
@@ -28,6 +28,7 @@ __all__ = ["FuseLedger", "FusedTensor", "Fusion"]
 
 aten = torch.ops.aten
 COPY: Final = aten.copy_.default
+NO_STORAGE: Final = "a FusedTensor has no storage; copy it into a tensor first"
 
 VIEW_OPERATIONS: Final = frozenset(
     {
@@ -110,7 +111,14 @@ class FusedTensor(torch.Tensor):
 
     def data_ptr(self) -> int:
         """Refuse: PyTorch would answer 0, and whoever asks would read from there."""
-        raise RuntimeError("a FusedTensor has no storage; copy it into a tensor first")
+        raise RuntimeError(NO_STORAGE)
+
+    def __dlpack__(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError(NO_STORAGE)
+
+    def share_memory_(self) -> FusedTensor:
+        """Refuse, as `data_ptr`."""
+        raise RuntimeError(NO_STORAGE)
 
     def narrow(self, dim: int, start: Any, length: Any) -> FusedTensor:
         """Take a slice, as weight loaders do for every tensor: past the dispatcher, 10 us less."""
@@ -120,6 +128,8 @@ class FusedTensor(torch.Tensor):
 
     def copy_into(self, out: torch.Tensor) -> torch.Tensor:
         """Compute the sum into `out`, which has this shape, rounding once to its dtype."""
+        if out.is_meta:
+            return out  # vLLM's reload first counts what each loader would copy
         self._fusion.ledger.copies += 1
         self._fusion.ledger.elements += out.numel()
         return fuse(self._theta, self._vector, self._fusion.alpha, out=out)
@@ -171,9 +181,11 @@ def _refuse_writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     """Refuse to write into a FusedTensor: the write would be lost with the computed copy."""
     if not func._schema.is_mutable:  # noqa: SLF001 - the only place where torch says so
         return
-    for argument, value in zip(func._schema.arguments, args, strict=False):  # noqa: SLF001
-        is_written = argument.alias_info is not None and argument.alias_info.is_write
-        if is_written and isinstance(value, FusedTensor):
+    given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))  # noqa: SLF001
+    for argument in func._schema.arguments:  # noqa: SLF001
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        # A written argument may be a list, as in torch._foreach_mul_.
+        written = tree_leaves((given | kwargs).get(argument.name))
+        if any(isinstance(tensor, FusedTensor) for tensor in written):
             raise NotImplementedError(f"{func} writes into a checkpoint's tensor")
-    if isinstance(kwargs.get("out"), FusedTensor):
-        raise NotImplementedError(f"{func} writes into a checkpoint's tensor")

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_rvec.errors import IncompatibleVectorError, RvecError
+from vllm_rvec.errors import ERROR_MARKER, IncompatibleVectorError, RvecError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig
 
-__all__ = ["ERROR_MARKER", "RvecModelLoader"]
-
-ERROR_MARKER = "rvec error: "
-"""What a log line of ours begins with when a load fails; `serve` looks for it."""
+__all__ = ["RvecModelLoader"]
 
 # vLLM gives handlers to loggers under its own name only; others vanish in engine processes.
 logger = logging.getLogger("vllm.rvec")
@@ -92,7 +89,7 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
             self._log_summary(self.stream, time.perf_counter() - started)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
-        vector = VectorReader(Path(self.config.vector).expanduser())
+        vector = VectorReader(Path(self.config.vector))
         hf_config = model_config.hf_config
         check_architecture(vector.manifest, _facts(hf_config), target=model_config.model)
         logger.info("Checking that %s holds finite numbers only (once per vector)", vector.folder)

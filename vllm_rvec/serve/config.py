@@ -6,7 +6,6 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +22,7 @@ from pydantic import (
 )
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector.alpha import alpha_problem
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,6 +40,8 @@ __all__ = [
 
 DEFAULT_ALPHAS = (0.0, 1.0)
 ENGINE_KEY_VARIABLE = "VLLM_API_KEY"
+CLIENT_KEY_VARIABLE = "VLLM_RVEC_API_KEY"
+"""Where `serve` finds the key that clients must send, where no flag gives it."""
 
 
 def _check_variant_name(name: str) -> str:
@@ -80,6 +82,12 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
+def _check_alpha(alpha: float) -> float:
+    if problem := alpha_problem(alpha):
+        raise ValueError(problem)
+    return alpha
+
+
 VariantName = Annotated[str, AfterValidator(_check_variant_name)]
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 # YAML reads `VLLM_CPU_KVCACHE_SPACE: 1` as a number; the environment holds text.
@@ -94,7 +102,7 @@ class VariantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    alpha: Annotated[float, BeforeValidator(_refuse_bool), Field(allow_inf_nan=False)]
+    alpha: Annotated[float, BeforeValidator(_refuse_bool), AfterValidator(_check_alpha)]
     """The vector's scaling coefficient; 0 is the target model unchanged."""
 
 
@@ -208,8 +216,8 @@ def _parse_alpha(part: str) -> float:
     except ValueError:
         msg = f"{part!r} is not a number"
         raise ValueError(msg) from None
-    if not math.isfinite(alpha):
-        msg = f"{part} is not finite"
+    if problem := alpha_problem(alpha):
+        msg = f"{part} {problem}"
         raise ValueError(msg)
     return alpha
 
@@ -277,7 +285,7 @@ def _read_yaml(path: Path) -> dict[str, object]:
         raise ConfigError(
             f"the configuration {path} can't be read", why=exc.strerror or str(exc), path=path
         ) from exc
-    except yaml.YAMLError as exc:
+    except (yaml.YAMLError, RecursionError) as exc:
         # No cause: PyYAML's own text quotes the line, and the line may hold the API key.
         raise ConfigError(
             f"the configuration {path} is not valid YAML", why=_yaml_problem(exc), path=path
@@ -294,7 +302,9 @@ def _read_yaml(path: Path) -> dict[str, object]:
     return values
 
 
-def _yaml_problem(exc: yaml.YAMLError) -> str:
+def _yaml_problem(exc: yaml.YAMLError | RecursionError) -> str:
+    if isinstance(exc, RecursionError):
+        return "it is nested too deeply"
     if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark is not None:
         mark = exc.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {exc.problem}"

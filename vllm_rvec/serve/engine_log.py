@@ -15,6 +15,8 @@ import io
 import re
 from typing import TYPE_CHECKING
 
+from vllm_rvec.errors import ERROR_MARKER
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -23,7 +25,6 @@ __all__ = ["LONGEST_LINE", "LineSplitter", "clean", "phase", "root_cause", "seve
 LONGEST_LINE = 64 * 1024
 """A line without an end is given out in pieces of about this many characters."""
 
-RVEC_MARKER = "rvec error: "
 """What the loader writes before an error of ours."""
 
 _ESCAPES = re.compile(
@@ -134,7 +135,7 @@ def root_cause(lines: Sequence[str]) -> str:
 
 def _loader_error(lines: Sequence[str]) -> str:
     for number, line in enumerate(lines):
-        prefix, marker, text = line.partition(RVEC_MARKER)
+        prefix, marker, text = line.partition(ERROR_MARKER)
         if marker:
             return "\n".join([text, *_continuation(lines[number + 1 :], prefix)])
     return ""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.serve.config import ENGINE_KEY_VARIABLE
+from vllm_rvec.serve.config import CLIENT_KEY_VARIABLE, ENGINE_KEY_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -108,6 +108,7 @@ def plan_engines(
     options, flags = _take_loader_options([*configured, *extra_args])
     # Unbuffered: a line of log matters most just before its process dies.
     env = {"PYTHONUNBUFFERED": "1", **(os.environ if environ is None else environ), **config.env}
+    env.pop(CLIENT_KEY_VARIABLE, None)  # engines have keys of their own, and no use for this one
     flags = [*_default_flags(config, flags, env), *flags]
     return tuple(
         _engine(config, Variant(name, config.vector, variant.alpha), options, flags, env)

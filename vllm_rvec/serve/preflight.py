@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.table import read_config, read_table
+from vllm_rvec.checkpoint.table import is_folder, read_config, read_table, why_no_folder
 from vllm_rvec.errors import CheckpointNotFoundError
 from vllm_rvec.vector.compatibility import FUSABLE_DTYPES, check_architecture, check_tensors
 from vllm_rvec.vector.reader import VectorReader
@@ -37,12 +37,12 @@ def check_files(model: str, vector: str) -> None:
     """
     manifest = VectorReader(Path(vector)).manifest
     folder = Path(model)
-    if folder.is_dir():
+    if is_folder(folder):
         _check_target(folder, manifest)
-    elif folder.exists() or _looks_like_a_path(model):
+    elif (why := why_no_folder(folder)) == "it is a file" or _looks_like_a_path(model):
         raise CheckpointNotFoundError(
             f"there is no target {model}",
-            why="it is a file" if folder.exists() else "the path does not exist",
+            why=why,
             fix="give a folder with config.json and safetensors files, or a Hub id (owner/name)",
             path=folder,
         )

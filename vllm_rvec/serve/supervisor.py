@@ -90,10 +90,17 @@ class Supervisor:
         self._engines: dict[str, EngineProcess] = {}
         self._ready: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._all_ready = asyncio.Event()
+        # One at a time, restarts too: a start-up takes all of a machine, and vLLM measures the
+        # memory that is free while it starts.
+        self._start_turn = asyncio.Lock()
         self._stopping: asyncio.Task[None] | None = None
 
     async def start(self) -> bool:
-        """Start the engines one after the other: their start-up takes all of a machine.
+        """Start the engines one after the other, and watch each from the moment it is ready.
+
+        One that ends while a later one starts is restarted in its turn, as it is afterwards.
 
         Returns:
             True when all are ready; False when `stop()` was called meanwhile.
@@ -116,12 +123,11 @@ class Supervisor:
         return self._stopping is None
 
     async def run(self) -> None:
-        """Watch the engines and restart those that end; returns once `stop()` has been called."""
+        """Go on watching and restarting; returns once `stop()` has been called."""
         if self._stopping is None:
-            watchers = [self._spawn(self._keep_alive(spec)) for spec in self._specs]
             try:
-                await asyncio.wait(watchers, return_when=asyncio.FIRST_EXCEPTION)
-                for watcher in watchers:
+                await asyncio.wait(self._watchers, return_when=asyncio.FIRST_EXCEPTION)
+                for watcher in self._watchers:
                     if watcher.done() and not watcher.cancelled():
                         watcher.result()
             except BaseException:
@@ -155,18 +161,23 @@ class Supervisor:
     async def _start_all(self) -> None:
         for spec in self._specs:
             await self._bring_up(spec)
+            self._watchers.append(self._spawn(self._keep_alive(spec)))
+        await self._all_ready.wait()
 
     async def _bring_up(self, spec: EngineSpec) -> None:
-        engine = self._launch(spec)
-        self._engines[spec.name] = engine
-        self._on_state(spec, EngineState.STARTING, "", engine)
-        try:
-            await engine.start()
-            await engine.wait_until_ready(self._startup_timeout_seconds)
-        except BaseException:
-            engine.kill()
-            raise
+        async with self._start_turn:
+            engine = self._launch(spec)
+            self._engines[spec.name] = engine
+            self._on_state(spec, EngineState.STARTING, "", engine)
+            try:
+                await engine.start()
+                await engine.wait_until_ready(self._startup_timeout_seconds)
+            except BaseException:
+                engine.kill()
+                raise
         self._ready.add(spec.name)
+        if len(self._ready) == len(self._specs):
+            self._all_ready.set()
         self._on_state(spec, EngineState.READY, "", engine)
 
     async def _keep_alive(self, spec: EngineSpec) -> None:
@@ -176,6 +187,7 @@ class Supervisor:
             engine = self._engines[spec.name]
             detail = f"ended with {describe_exit(await engine.wait())}"
             self._ready.discard(spec.name)
+            self._all_ready.clear()
             if self._clock() - ready_at >= self._pace.healthy_seconds:
                 delay = self._pace.first_delay_seconds
             delay = await self._bring_back(spec, detail, delay)

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
     from vllm_rvec.vector.manifest import Manifest
 
-__all__ = ["FUSABLE_DTYPES", "check_architecture", "check_tensors", "part_for"]
+__all__ = ["FUSABLE_DTYPES", "OUTPUT_HEAD", "check_architecture", "check_tensors", "part_for"]
 
 FUSABLE_DTYPES = ("F32", "BF16", "F16")
 """Target dtypes, in safetensors' words, that a vector can be added to."""
 
-DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "rotary_pos_emb.inv_freq", "rotary_emb.cos_cached")
+DERIVED_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "rotary_pos_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+)
 """Buffers that old checkpoints carry though every engine computes them itself."""
 
 OUTPUT_HEAD = "lm_head.weight"
@@ -65,7 +70,7 @@ def check_architecture(manifest: Manifest, config: Mapping[str, object], *, targ
     problems = [
         f"{what}: the vector's donors have {ours}, the target has {theirs}"
         for what, ours, theirs in facts
-        if theirs is not None and ours != theirs
+        if ours and theirs is not None and ours != theirs
     ]
     if problems:
         raise IncompatibleVectorError(
@@ -113,7 +118,8 @@ def check_tensors(
 def _not_in_target(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for name in sorted(manifest.tensors.keys() - shapes.keys()):
         # A tied head that donors store a second time is the embedding's part again.
-        if not (name == OUTPUT_HEAD and manifest.tie_word_embeddings):
+        is_tied_head = name == OUTPUT_HEAD and manifest.tie_word_embeddings
+        if not is_tied_head and not name.endswith(DERIVED_SUFFIXES):
             yield f"{name}: in the vector, the target has no such tensor"
 
 

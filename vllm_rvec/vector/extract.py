@@ -26,7 +26,15 @@ from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import read_config
 from vllm_rvec.checkpoint.writer import ShardWriter
 from vllm_rvec.errors import CheckpointError, ConfigError
-from vllm_rvec.vector.manifest import MANIFEST_NAME, Donor, Donors, Manifest, TensorEntry
+from vllm_rvec.vector.compatibility import OUTPUT_HEAD
+from vllm_rvec.vector.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    Donor,
+    Donors,
+    Manifest,
+    TensorEntry,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +109,7 @@ def extract(
     """
     if dtype not in STORED_DTYPES:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(STORED_DTYPES)}")
-    if output.exists() or output.is_symlink():
+    if os.path.lexists(output):
         raise ConfigError(
             f"the output {output} exists already",
             why="a vector is never overwritten",
@@ -155,17 +163,37 @@ def _check_donors(tuned: CheckpointReader, base: CheckpointReader) -> None:
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
     """Give a hidden folder that becomes `output` if the block succeeds, and is gone if not."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
+    folder = _make_hidden(output)
     try:
         yield folder
         folder.chmod(0o755)
         _sync_folder(folder)
         folder.rename(output)
         _sync_folder(output.parent)
+    except OSError as exc:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise _cannot_write(output, exc) from exc
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _make_hidden(output: Path) -> Path:
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
+    except (OSError, ValueError) as exc:
+        raise _cannot_write(output, exc) from exc
+
+
+def _cannot_write(output: Path, exc: OSError | ValueError) -> ConfigError:
+    why = getattr(exc, "strerror", None) or str(exc)
+    return ConfigError(
+        f"the output {output} can't be written",
+        why=why,
+        fix="choose a folder that can be made, on a disk with room for it",
+        path=output,
+    )
 
 
 @dataclass(slots=True)
@@ -233,12 +261,18 @@ def _check_equal(name: str, tuned: torch.Tensor, base: torch.Tensor) -> None:
 
 def _manifest(tuned: Path, base: Path, entries: dict[str, TensorEntry]) -> Manifest:
     config = read_config(tuned)
-    architectures = config.get("architectures")
+    architectures = config.get("architectures") or [""]
     return Manifest(
+        format="rvec",
+        format_version=FORMAT_VERSION,
+        formula="tuned - base",
         donors=Donors(tuned=_donor(tuned), base=_donor(base)),
-        architecture=str(architectures[0]) if isinstance(architectures, list) else "",
+        architecture=str(architectures[0])
+        if isinstance(architectures, list) and architectures
+        else "",
         model_type=str(config.get("model_type", "")),
-        tie_word_embeddings=config.get("tie_word_embeddings") is True,
+        # Configurations often leave the key out; a donor without a head of its own is tied.
+        tie_word_embeddings=config.get("tie_word_embeddings") is True or OUTPUT_HEAD not in entries,
         tensors=dict(sorted(entries.items())),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool=f"vllm_rvec {__version__}",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+import json
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from vllm_rvec.checkpoint.table import is_folder, why_no_folder, without_duplicates
 from vllm_rvec.errors import VectorFormatError, VectorNotFoundError
 
 if TYPE_CHECKING:
@@ -14,13 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Donor", "Donors", "Manifest", "TensorEntry"]
 
 FORMAT_VERSION: Final = 1
+DENSE_DTYPES = ("F32", "BF16", "F16")
+"""What a vector's tensors are stored in, in safetensors' words."""
 MANIFEST_NAME = "vector.json"
 MAX_MANIFEST_BYTES = 256 << 20
 """A larger manifest is refused unread: 405B-size models need about 200 KB."""
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Donor(_Record):
@@ -49,13 +53,21 @@ class TensorEntry(_Record):
     encoding: Literal["dense", "zero"]
     """dense: in a shard. zero: all elements are zero, nothing is stored."""
 
+    @model_validator(mode="after")
+    def _check_dtype(self) -> Self:
+        if self.encoding == "dense" and self.dtype not in DENSE_DTYPES:
+            raise ValueError(f"a dense tensor is of {', '.join(DENSE_DTYPES)}, not {self.dtype}")
+        return self
+
 
 class Manifest(_Record):
     """`vector.json`: see FORMAT.md for each field."""
 
-    format: Literal["rvec"] = "rvec"
-    format_version: Literal[1] = FORMAT_VERSION
-    formula: Literal["tuned - base"] = "tuned - base"
+    format: Literal["rvec"]
+    format_version: Annotated[
+        int, Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
+    ]  # Literal takes true
+    formula: Literal["tuned - base"]
     donors: Donors
     architecture: str
     model_type: str
@@ -73,14 +85,14 @@ class Manifest(_Record):
             VectorFormatError: It is no vector, or of a version that this reader does not know.
         """
         path = folder / MANIFEST_NAME
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise VectorNotFoundError(
                 f"there is no vector folder {folder}",
-                why=_why_no_folder(folder),
+                why=_why(folder),
                 fix="give a folder made by `vllm-rvec extract`",
                 path=folder,
             )
-        if not path.is_file():
+        if not path.exists():
             raise VectorFormatError(
                 f"{folder} is no stored vector",
                 why=f"it holds no {MANIFEST_NAME}",
@@ -88,24 +100,36 @@ class Manifest(_Record):
                 "manifest, pickle files are never read",
                 path=folder,
             )
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise VectorFormatError(f"{path} is too large for a manifest", path=path)
         try:
-            return cls.model_validate_json(path.read_bytes())
+            # Python's parser first: pydantic's takes the last of two equal names without a word.
+            found = json.loads(_read(path), object_pairs_hook=without_duplicates)
+            return cls.model_validate_json(json.dumps(found))
         except ValidationError as exc:
-            raise VectorFormatError(
-                f"{path} is no manifest that this version reads",
-                problems=[_problem(error["loc"], error["msg"]) for error in exc.errors()],
-                why=f"this version reads format_version {FORMAT_VERSION}",
-                fix="make the vector again, or use the version of vllm_rvec that wrote it",
-                path=path,
-            ) from exc
+            problems = [_problem(error["loc"], error["msg"]) for error in exc.errors()]
+            raise _not_readable(path, problems) from exc
+        except (OSError, ValueError, RecursionError) as exc:
+            raise _not_readable(path, [str(exc)]) from exc
 
 
-def _why_no_folder(path: Path) -> str:
-    if path.is_file():
-        return "it is a file; a vector is a folder of safetensors and a manifest, never a pickle"
-    return "the path does not exist"
+def _read(path: Path) -> bytes:
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise ValueError("too large for a manifest")
+    return path.read_bytes()
+
+
+def _not_readable(path: Path, problems: list[str]) -> VectorFormatError:
+    return VectorFormatError(
+        f"{path} is no manifest that this version reads",
+        problems=problems,
+        why=f"this version reads format_version {FORMAT_VERSION}",
+        fix="make the vector again, or use the version of vllm_rvec that wrote it",
+        path=path,
+    )
+
+
+def _why(path: Path) -> str:
+    why = why_no_folder(path)
+    return f"{why}; a vector is a folder, never a pickle" if why == "it is a file" else why
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:

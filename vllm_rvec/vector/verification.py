@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["cache_folder", "verify_finite"]
 
 
-def cache_folder() -> Path:
-    """Return where this package keeps what can be made again: `$XDG_CACHE_HOME/vllm_rvec`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "vllm_rvec"
+def cache_folder() -> Path | None:
+    """Return where this package keeps what can be made again: `$XDG_CACHE_HOME/vllm_rvec`.
+
+    None for a user without a home, as a container's random one.
+    """
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "vllm_rvec"
+    try:
+        return Path.home() / ".cache" / "vllm_rvec"
+    except RuntimeError:
+        return None
 
 
 def verify_finite(vector: VectorReader) -> bool:
@@ -67,22 +73,27 @@ def _identity(vector: VectorReader) -> list[list[object]]:
     return [[s.name, st.st_size, st.st_mtime_ns, st.st_ino] for s, st in stats]
 
 
-def _stamp_path(folder: Path) -> Path:
+def _stamp_path(folder: Path) -> Path | None:
+    cache = cache_folder()
     key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:32]
-    return cache_folder() / "finite" / f"{key}.json"
+    return None if cache is None else cache / "finite" / f"{key}.json"
 
 
-def _read_stamp(stamp: Path) -> object:
+def _read_stamp(stamp: Path | None) -> object:
+    if stamp is None:
+        return None
     try:
         return json.loads(stamp.read_bytes())
     except (OSError, ValueError):
         return None
 
 
-def _write_stamp(stamp: Path, identity: list[list[object]]) -> None:
+def _write_stamp(stamp: Path | None, identity: list[list[object]]) -> None:
+    if stamp is None:
+        return
+    # Several ranks may write at once: each writes a file of its own and renames it.
+    own = stamp.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        # Several ranks may write at once: each writes its own file and renames it.
-        with tempfile.NamedTemporaryFile("w", dir=stamp.parent, delete=False) as file:
-            json.dump(identity, file)
-        Path(file.name).replace(stamp)
+        own.write_text(json.dumps(identity))
+        own.replace(stamp)
