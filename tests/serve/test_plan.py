@@ -189,3 +189,11 @@ def test_environments_are_layered() -> None:
     """The parent's, then the configuration's."""
     (spec,) = plan_engines(config(env={"B": "2"}), environ={"A": "1", "B": "1"})
     assert (spec.env["A"], spec.env["B"]) == ("1", "2")
+
+
+def test_engines_do_not_get_the_key_that_clients_send() -> None:
+    """They have keys of their own; a child's environment is easily read."""
+    config = load_config(None, {"model": "m", "vector": "v"})
+    specs = plan_engines(config, environ={"VLLM_RVEC_API_KEY": "sesame", "HOME": "/"})
+    assert all("sesame" not in spec.env.values() for spec in specs)
+    assert all(spec.env["HOME"] == "/" for spec in specs)

@@ -47,6 +47,10 @@ class Stage:
         self.states.append((spec.name, state))
         self.details.append(detail)
 
+    def is_all_ready(self) -> bool:
+        """Tell whether every engine's last state is ready."""
+        return set(dict(self.states).values()) == {EngineState.READY}
+
     def pids(self) -> list[int]:
         """Every process that was ever started here."""
         guards = [engine.guard_pid for engine in self.engines if engine.guard_pid]
@@ -124,6 +128,48 @@ def test_a_killed_engine_comes_back_and_others_are_undisturbed(victim: str) -> N
         await stage.supervisor.stop(0)
         await running
         assert all_gone(stage.pids())()
+
+    asyncio.run(check())
+
+
+def test_an_engine_that_ends_while_another_starts_is_seen_at_once() -> None:
+    """It is marked down, waits its turn, and nothing counts as started before it is back."""
+
+    async def check() -> None:
+        stage = Stage(stand_in_spec("a"), stand_in_spec("b", "--late", "2"))
+        starting = asyncio.create_task(stage.supervisor.start())
+        await until(lambda: ("b", EngineState.STARTING) in stage.states, "b starts")
+        pid = stage.engines[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: ("a", EngineState.DOWN) in stage.states, "a is down")
+        assert ("b", EngineState.READY) not in stage.states
+        assert await starting
+        assert stage.states[-4:] == [
+            ("a", EngineState.DOWN),
+            ("b", EngineState.READY),
+            ("a", EngineState.STARTING),
+            ("a", EngineState.READY),
+        ]
+        await stage.supervisor.stop(0)
+
+    asyncio.run(check())
+
+
+def test_engines_that_end_together_restart_one_after_the_other() -> None:
+    """Each start-up has the machine, and its memory, to itself."""
+
+    async def check() -> None:
+        stage = Stage(*(stand_in_spec(name, "--late", "0.5") for name in "abc"))
+        assert await stage.supervisor.start()
+        for engine in list(stage.engines):
+            assert engine.pid is not None
+            os.kill(engine.pid, signal.SIGKILL)
+        await until(lambda: stage.states.count(("c", EngineState.DOWN)) == 1, "all are down")
+        await until(lambda: len(stage.engines) == 6 and stage.is_all_ready(), "all are back")
+        restarts = [state for _, state in stage.states[6:] if state is not EngineState.DOWN]
+        assert restarts == [EngineState.STARTING, EngineState.READY] * 3
+        await stage.supervisor.stop(0)
 
     asyncio.run(check())
 
