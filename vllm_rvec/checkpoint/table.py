@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
 
 __all__ = [
+    "FLOAT_DTYPES",
     "INDEX_NAME",
     "TensorInfo",
     "TensorTable",
@@ -29,6 +30,9 @@ __all__ = [
 
 INDEX_NAME = "model.safetensors.index.json"
 """The file that maps tensor names to shards, in the Hub's convention."""
+
+FLOAT_DTYPES = ("F32", "BF16", "F16")
+"""The dtypes that a difference is stored in and can be added to, in safetensors' words."""
 
 LENGTH_BYTES = 8
 """A safetensors file begins with its header's length, a little-endian integer."""

@@ -9,9 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.table import is_folder, read_config, read_table, why_no_folder
+from vllm_rvec.checkpoint.table import (
+    FLOAT_DTYPES,
+    is_folder,
+    read_config,
+    read_table,
+    why_no_folder,
+)
 from vllm_rvec.errors import CheckpointNotFoundError
-from vllm_rvec.vector.compatibility import FUSABLE_DTYPES, check_architecture, check_tensors
+from vllm_rvec.vector.compatibility import check_architecture, check_tensors
 from vllm_rvec.vector.reader import VectorReader
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ def _check_target(folder: Path, manifest: Manifest) -> None:
         manifest,
         {name: info.shape for name, info in table.items()},
         target=str(folder),
-        quantized=[name for name, info in table.items() if info.dtype not in FUSABLE_DTYPES],
+        quantized=[name for name, info in table.items() if info.dtype not in FLOAT_DTYPES],
     )
 
 

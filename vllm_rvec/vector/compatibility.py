@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.vector.manifest import Manifest
 
-__all__ = ["FUSABLE_DTYPES", "OUTPUT_HEAD", "check_architecture", "check_tensors", "part_for"]
-
-FUSABLE_DTYPES = ("F32", "BF16", "F16")
-"""Target dtypes, in safetensors' words, that a vector can be added to."""
+__all__ = ["OUTPUT_HEAD", "check_architecture", "check_tensors", "part_for"]
 
 DERIVED_SUFFIXES = (
     "rotary_emb.inv_freq",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vllm_rvec.checkpoint.table import is_folder, why_no_folder, without_duplicates
+from vllm_rvec.checkpoint.table import FLOAT_DTYPES, is_folder, why_no_folder, without_duplicates
 from vllm_rvec.errors import VectorFormatError, VectorNotFoundError
 
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Donor", "Donors", "Manifest", "TensorEntry"]
 
 FORMAT_VERSION: Final = 1
-DENSE_DTYPES = ("F32", "BF16", "F16")
-"""What a vector's tensors are stored in, in safetensors' words."""
 MANIFEST_NAME = "vector.json"
 MAX_MANIFEST_BYTES = 256 << 20
 """A larger manifest is refused unread: 405B-size models need about 200 KB."""
@@ -55,8 +53,8 @@ class TensorEntry(_Record):
 
     @model_validator(mode="after")
     def _check_dtype(self) -> Self:
-        if self.encoding == "dense" and self.dtype not in DENSE_DTYPES:
-            raise ValueError(f"a dense tensor is of {', '.join(DENSE_DTYPES)}, not {self.dtype}")
+        if self.encoding == "dense" and self.dtype not in FLOAT_DTYPES:
+            raise ValueError(f"a dense tensor is of {', '.join(FLOAT_DTYPES)}, not {self.dtype}")
         return self
 
 
