@@ -285,6 +285,7 @@ def test_cancelling_leaves_nothing(moment: str) -> None:
         if moment == "run":
             await stage.supervisor.start()
         task = asyncio.create_task(getattr(stage.supervisor, moment)())
+        await asyncio.sleep(0)  # a task that never ran can't clean up after itself
         await until(lambda: stage.engines and stage.engines[0].guard_pid, "its start")
         await stage.all_printed()
         task.cancel()
@@ -319,7 +320,7 @@ def test_cancelling_stop_cuts_the_drain_short() -> None:
         await stage.supervisor.start()
         await stage.all_printed()
         stopping = asyncio.create_task(stage.supervisor.stop(600))
-        await until(lambda: stage.engines[0].guard_pid, "a moment")
+        await until(lambda: ("a", EngineState.STOPPING) in stage.states, "the drain has begun")
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping
