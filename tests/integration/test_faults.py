@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 
-def long_stream(client: openai.OpenAI, model: str) -> Any:
+def long_stream(client: openai.OpenAI, model: str, count: int) -> Any:
+    """Ask for `count` answers of 200 tokens at once: seconds of work, even for a tiny model."""
     return client.completions.create(
         model=model,
         prompt="Start with",
         max_tokens=200,
         temperature=1,
-        n=8,  # a tiny model would be done before it can be killed
+        n=count,
         stream=True,
         extra_body={"ignore_eos": True},
     )
@@ -54,15 +55,16 @@ def test_a_killed_engine_ends_its_stream_alone_and_comes_back(demo: RunningServe
     engine = demo.engine("enhanced@1")
     family = [engine, *engine.children(recursive=True)]
     assert len(family) > 1
-    whole, broken = long_stream(client, "base"), long_stream(client, "enhanced@1")
+    whole = long_stream(client, "base", 32)
     next(iter(whole))
+    broken = long_stream(client, "enhanced@1", 64)
     next(iter(broken))
     engine.send_signal(signal.SIGKILL)
     with pytest.raises(openai.APIError):
         for _ in broken:
             pass
     finished = [choice.finish_reason for chunk in whole for choice in chunk.choices]
-    assert finished.count("length") == 8
+    assert finished.count("length") == 32
     until(lambda: health(demo)["status"] == "degraded", "the variant is marked down", 20)
     with pytest.raises(openai.InternalServerError) as caught:
         client.completions.create(model="enhanced@1", prompt="x")
