@@ -63,6 +63,10 @@ def test_a_killed_engine_ends_its_stream_alone_and_comes_back(demo: RunningServe
     with pytest.raises(openai.APIError):
         for _ in broken:
             pass
+    # At once, also before the supervisor has cleared the remains away.
+    with pytest.raises(openai.InternalServerError) as refused:
+        client.completions.create(model="enhanced@1", prompt="x")
+    assert refused.value.status_code == 503
     finished = [choice.finish_reason for chunk in whole for choice in chunk.choices]
     assert finished.count("length") == 32
     until(lambda: health(demo)["status"] == "degraded", "the variant is marked down", 20)

@@ -379,7 +379,7 @@ async def test_connections_are_used_again(
     assert len({id(seen.connection) for seen in engine.seen}) == 1
 
 
-async def test_an_engine_that_fails_twice_is_502(
+async def test_an_engine_that_fails_twice_is_503(
     ask: openai.AsyncOpenAI, engine: StandInEngine
 ) -> None:
     """One more try, not for ever."""
@@ -390,12 +390,12 @@ async def test_an_engine_that_fails_twice_is_502(
     engine.answer = answer
     with pytest.raises(openai.InternalServerError, match="can't be reached") as caught:
         await ask.chat.completions.create(model="base", messages=USER)
-    assert caught.value.status_code == 502
+    assert caught.value.status_code == 503
     assert caught.value.response.headers["X-Rvec-Variant"] == "base"
     assert len(engine.seen) == 2
 
 
-async def test_an_engine_that_is_not_there_is_502_without_its_address(
+async def test_an_engine_that_is_not_there_is_503_without_its_address(
     http: aiohttp.ClientSession, start_router: StartRouter
 ) -> None:
     """Where engines are is not the client's business."""
@@ -403,7 +403,8 @@ async def test_an_engine_that_is_not_there_is_502_without_its_address(
     table.set_ready("base", Upstream("http://127.0.0.1:9", None))
     url = await start_router(table)
     async with http.post(f"{url}/v1/completions", data=BODY) as response:
-        assert response.status == 502
+        assert response.status == 503
+        assert response.headers["Retry-After"]
         assert "127.0.0.1" not in await response.text()
 
 

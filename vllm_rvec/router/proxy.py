@@ -21,7 +21,7 @@ from vllm_rvec.errors import UpstreamError
 from vllm_rvec.router.headers import request_headers
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.relay import brief, relay
-from vllm_rvec.router.variants import UnknownVariantError
+from vllm_rvec.router.variants import UnknownVariantError, VariantDownError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -144,11 +144,10 @@ class Proxy:
             return await self._send(client, request, body)
         except CONNECTION_ERRORS as exc:
             logger.warning("can't reach the engine of %s: %s", name, brief(exc))
-            # By now the variant may be known to be down: that answer says why.
+            # By now the variant may be known to be down: that answer says why. If not, it soon
+            # will be: what is left of a killed engine takes seconds to clear away.
             self._variants.find(name)
-            raise UpstreamError(
-                f"The engine of `{name}` can't be reached.", fix="Try again in a few seconds."
-            ) from exc
+            raise VariantDownError(name, "its engine can't be reached") from exc
 
     async def _send(
         self, client: aiohttp.ClientSession, request: web.Request, body: bytes
