@@ -39,7 +39,7 @@ _STATE_STYLES = {
 _ENDING = {EngineState.STOPPING, EngineState.STOPPED}
 _LINE_STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 _SHOWN_LEVELS = ("ERROR", "CRITICAL")
-"""What a terminal shows of engines' lines: each start of vLLM warns of twenty harmless things."""
+"""What a terminal shows of engines' lines: each start of vLLM warns of many harmless things."""
 
 
 @dataclass(slots=True)

@@ -141,7 +141,7 @@ class Supervisor:
 
         Args:
             drain_seconds: How long requests in flight may go on; with 0, engines are killed, which
-                takes 4 s at most (vLLM's own teardown took 12 s). Cancelling this call cuts it
+                takes 4 s at most (vLLM's own teardown takes longer). Cancelling this call cuts it
                 short.
         """
         if self._stopping is None:

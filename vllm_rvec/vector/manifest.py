@@ -18,7 +18,7 @@ __all__ = ["FORMAT_VERSION", "MANIFEST_NAME", "Donor", "Donors", "Manifest", "Te
 FORMAT_VERSION: Final = 1
 MANIFEST_NAME = "vector.json"
 MAX_MANIFEST_BYTES = 256 << 20
-"""A larger manifest is refused unread: 405B-size models need about 200 KB."""
+"""A larger manifest is refused unread: those of the largest models are a thousandth of that."""
 
 
 class _Record(BaseModel):
