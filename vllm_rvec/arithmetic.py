@@ -88,8 +88,8 @@ def fuse(
 def is_finite(tensor: torch.Tensor) -> bool:
     """Tell whether every element is finite, reading the tensor once.
 
-    A sum is finite only if all its terms are, and is many times as fast as looking at each; where it
-    is not (a term, or an overflow of the sum) each element is looked at.
+    A sum is finite only if all its terms are, and is many times as fast as looking at each. Where
+    it is not (a term, or an overflow of the sum) each element is looked at.
 
     >>> is_finite(torch.tensor([1.0, float("nan")]))
     False

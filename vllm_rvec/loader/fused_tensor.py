@@ -121,7 +121,7 @@ class FusedTensor(torch.Tensor):
         raise RuntimeError(NO_STORAGE)
 
     def narrow(self, dim: int, start: Any, length: Any) -> FusedTensor:
-        """Take a slice, as weight loaders do for every tensor: past the dispatcher, which costs more."""
+        """Take a slice, past the dispatcher: weight loaders do it for every tensor."""
         return self._pair(
             self._theta.narrow(dim, start, length), self._vector.narrow(dim, start, length)
         )
