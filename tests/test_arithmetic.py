@@ -9,7 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_rvec.arithmetic import BLOCK_ELEMENTS, FLOAT_DTYPES, difference, fuse, is_finite
+from vllm_rvec.arithmetic import (
+    BLOCK_ELEMENTS,
+    FLOAT_DTYPES,
+    difference,
+    fuse,
+    fuse_all,
+    is_finite,
+)
 
 ALPHAS = (1.0, -1.0, 0.5, 0.3, -0.7, 1.5, 1e-3, 3.14159)
 COUNT = 1 << 16
@@ -94,6 +101,80 @@ def test_alpha_zero_returns_the_target_bit_for_bit(dtype: torch.dtype) -> None:
             out.view(torch.uint8),
             torch.where(theta.isnan(), out, theta).view(torch.uint8),
         )
+
+
+Terms = list[tuple[torch.Tensor, float]]
+
+
+def summed(theta: torch.Tensor, terms: Terms, dtype: torch.dtype) -> torch.Tensor:
+    """The formula for several vectors as the module's docstring writes it."""
+    total = theta.float()
+    for v, alpha in terms:
+        if alpha != 0:
+            total = total + torch.tensor(alpha, dtype=torch.float32) * v.float()
+    return total.to(dtype)
+
+
+@pytest.mark.parametrize("dtypes", list(itertools.product(FLOAT_DTYPES, repeat=3)))
+def test_several_vectors_are_added_in_order_and_rounded_once(
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype],
+) -> None:
+    """Any bits in any mixture of dtypes; a term with alpha 0 is as if it were not there."""
+    theta, v, w = (random_bits(dtype, seed) for seed, dtype in enumerate(dtypes))
+    infinite = torch.full((COUNT,), float("inf"))
+    for terms in (
+        [(v, 0.3), (w, -0.7)],
+        [(v, 1.0), (w, 1.0), (v, 0.3)],
+        [(v, 0.3), (infinite, 0.0), (w, 1.5)],
+    ):
+        out = fuse_all(theta, terms, out=torch.empty_like(theta))
+        assert same_bits(out, summed(theta, terms, theta.dtype))
+
+
+def test_order_and_the_single_rounding_matter() -> None:
+    """Another order, or a rounding between the terms, gives other bits: both are pinned."""
+    theta, v = small_step(torch.bfloat16)
+    theta, v = theta.float(), v.float()
+    w = torch.randn(COUNT, generator=torch.Generator().manual_seed(9)) * 1e-3
+    forth = fuse_all(theta, [(v, 0.3), (w, 0.7)], out=torch.empty_like(theta))
+    back = fuse_all(theta, [(w, 0.7), (v, 0.3)], out=torch.empty_like(theta))
+    assert not same_bits(forth, back)
+    narrow = theta.bfloat16()
+    once = fuse_all(narrow, [(v, 0.3), (w, 0.7)], out=torch.empty_like(narrow))
+    half = fuse(narrow, v, 0.3, out=torch.empty_like(narrow))
+    assert not same_bits(once, fuse(half, w, 0.7, out=torch.empty_like(narrow)))
+
+
+def test_a_sum_of_views_of_any_stride_and_more_than_one_block() -> None:
+    """Slices, transposed, scalars, empty tensors, larger than a block: the same bits."""
+    rows = 3 * BLOCK_ELEMENTS // 512 + 5
+    theta, v, w = (torch.randn(rows, 600).to(d) for d in (torch.bfloat16, *[torch.float32] * 2))
+    for view in (
+        lambda t: t[:, 17:529],
+        lambda t: t.t(),
+        lambda t: t[3, 5],
+        lambda t: t[:0],
+    ):
+        terms = [(view(v), 0.3), (view(w), 0.7)]
+        out = fuse_all(view(theta), terms, out=torch.empty_like(view(theta)))
+        assert same_bits(out, summed(view(theta), terms, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_one_term_is_fuse_and_no_term_is_theta(dtype: torch.dtype) -> None:
+    """Bit for bit, negative zeros included; so is a sum whose alphas are all 0."""
+    theta, v = small_step(dtype)
+    theta[:2] = torch.tensor([-0.0, 0.0])
+    infinite = torch.full_like(theta, float("inf"))
+    fused = fuse(theta, v, 0.3, out=torch.empty_like(theta))
+    for terms, expected in (
+        ([(v, 0.3)], fused),
+        ([(infinite, 0.0), (v, 0.3), (infinite, -0.0)], fused),
+        ([], theta),
+        ([(infinite, 0.0), (infinite, -0.0)], theta),
+    ):
+        out = fuse_all(theta, terms, out=torch.empty_like(theta))
+        assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
 
 
 def test_torch_add_is_not_the_reference() -> None:

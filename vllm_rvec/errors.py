@@ -34,6 +34,7 @@ __all__ = [
     "VectorCorruptError",
     "VectorFormatError",
     "VectorNotFoundError",
+    "printable",
 ]
 
 ERROR_MARKER = "rvec error: "
@@ -84,7 +85,22 @@ class RvecError(Exception):
             lines.append(f"  why: {self.why}")
         if self.fix:
             lines.append(f"  do:  {self.fix}")
-        return "\n".join(lines)
+        return printable("\n".join(lines), keep="\n")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    r"""Escape control characters and the like: names in files are anybody's.
+
+    Args:
+        text: What others may have written.
+        keep: Characters to leave as they are though they are not printable.
+
+    >>> printable("a\x1b[2J")
+    'a\\x1b[2J'
+    """
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class ConfigError(RvecError, ValueError):

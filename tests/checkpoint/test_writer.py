@@ -26,10 +26,10 @@ TENSORS = {
 
 
 def write(path: Path, names: list[str], dtype: torch.dtype) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in TENSORS.items()}
-    with ShardWriter(path, shapes, dtype, {"format": "pt"}) as writer:
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in TENSORS.items()]
+    with ShardWriter(path, shapes, {"format": "pt"}) as writer:
         for name in names:
-            writer.write(name, TENSORS[name])
+            writer.write(name, TENSORS[name].to(dtype))
         writer.finish()
 
 
@@ -50,7 +50,7 @@ def test_safetensors_reads_what_was_written(
 def test_an_unfinished_file_is_no_safetensors_file(tmp_path: Path) -> None:
     """A writer that did not finish leaves nothing that reads as tensors."""
     path = tmp_path / "x.safetensors"
-    with ShardWriter(path, {"a": (2,)}, torch.float32, {}) as writer:
+    with ShardWriter(path, [("a", (2,))], {}) as writer:
         writer.write("a", torch.ones(2))
     with pytest.raises(SafetensorError):
         load_file(path)
@@ -61,7 +61,7 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_text("precious")
     with pytest.raises(FileExistsError):
-        ShardWriter(path, {}, torch.float32, {})
+        ShardWriter(path, [], {})
     assert path.read_text() == "precious"
 
 
@@ -104,6 +104,18 @@ def test_a_file_that_shrank_meanwhile_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-150])
     with pytest.raises(CheckpointError, match="can't be read from"):
         reader.tensor("transposed")
+
+
+def test_a_file_of_another_size_is_an_error_for_every_tensor(tmp_path: Path) -> None:
+    """Also for those whose bytes are still there: they may be another's by now."""
+    path = tmp_path / "x.safetensors"
+    write(path, list(TENSORS), torch.float32)
+    reader = CheckpointReader(tmp_path)
+    with path.open("ab") as file:
+        file.write(b"1")
+    for name in TENSORS:
+        with pytest.raises(CheckpointError, match="it had"):
+            reader.tensor(name)
 
 
 def test_writing_into_a_tensor_never_reaches_the_file(tmp_path: Path) -> None:

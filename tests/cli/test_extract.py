@@ -29,7 +29,8 @@ def test_a_vector_is_made_and_told_about(family: Family, tmp_path: Path) -> None
     """The table is on stdout, progress is not."""
     done = run("--tuned", family.tuned, "--base", family.base, "--output", tmp_path / "v")
     assert done.returncode == 0, done.stderr
-    assert "26 (0 without a difference)" in done.stdout
+    assert "base + v is tuned" in done.stdout
+    assert "bit for bit" in done.stdout
     assert VectorReader(tmp_path / "v").manifest.tensors
 
 
@@ -42,6 +43,8 @@ def test_json_is_for_machines(family: Family, tmp_path: Path) -> None:
     assert made["output"] == str(output)
     assert made["tensors"] == 26
     assert 0 < made["relative_norm"] < 1
+    assert made["roundtrip"]["exact"] <= made["roundtrip"]["weights"] == made["elements"]
+    assert sum(made["encodings"].values()) == 26
     assert made["size_bytes"] == (output / "vector.safetensors").stat().st_size
 
 

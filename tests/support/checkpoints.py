@@ -28,7 +28,13 @@ class Family:
 
 
 def make_checkpoint(
-    folder: Path, *, seed: int, noise: float = 0.0, tied: bool = True, layers: int = 2
+    folder: Path,
+    *,
+    seed: int,
+    noise: float = 0.0,
+    noise_seed: int = 1000,
+    tied: bool = True,
+    layers: int = 2,
 ) -> Path:
     """Write a tiny bf16 Qwen2; `noise` moves every weight of that seed by a random step."""
     torch.manual_seed(seed)
@@ -48,7 +54,7 @@ def make_checkpoint(
     )
     model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     if noise:
-        generator = torch.Generator().manual_seed(seed + 1000)
+        generator = torch.Generator().manual_seed(noise_seed)
         for parameter in model.parameters():
             step = torch.randn(parameter.shape, generator=generator) * noise
             parameter.data.add_(step.to(parameter.dtype))
@@ -57,17 +63,17 @@ def make_checkpoint(
 
 
 def make_family(folder: Path, *, tied: bool = True) -> Family:
-    """Write donors that differ by noise, and a target of another initialisation."""
+    """Write donors and a target that differ by noise: three ways from one initialisation."""
     return Family(
         tuned=make_checkpoint(folder / "tuned", seed=0, noise=0.02, tied=tied),
         base=make_checkpoint(folder / "base", seed=0, tied=tied),
-        target=make_checkpoint(folder / "target", seed=2, tied=tied),
+        target=make_checkpoint(folder / "target", seed=0, noise=0.02, noise_seed=2, tied=tied),
     )
 
 
 def make_vector(family: Family, folder: Path, dtype: str = "float32") -> Path:
     """Extract the family's vector."""
-    return extract(family.tuned, family.base, folder, dtype=dtype).output
+    return extract(family.tuned, family.base, folder, dtype=dtype, encoding="dense").output
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:

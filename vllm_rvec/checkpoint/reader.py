@@ -29,7 +29,8 @@ class CheckpointReader:
 
     Tensors are views of the mapped file: nothing is read before it is used. A file stays mapped
     while the reader or one of its tensors is there. They are private copies on write, so writing
-    into one never reaches the file.
+    into one never reaches the file. A file that another process cuts short while it is mapped ends
+    this process with SIGBUS, as with any reader that maps: replace files by renaming new ones.
 
     Args:
         folder: A checkpoint folder, as `read_table` takes it.
@@ -43,6 +44,7 @@ class CheckpointReader:
         self.folder = folder
         self.table = read_table(folder) if table is None else table
         self._maps: dict[Path, mmap.mmap] = {}
+        self._sizes: dict[Path, int] = {}
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor, on the CPU, in the dtype and shape of the file.
@@ -62,11 +64,42 @@ class CheckpointReader:
                 tensor_name=name,
             ) from exc
 
+    def release(self, name: str, first_bytes: int | None = None) -> None:
+        """Let go of the memory that holds a tensor's pages; reading them again is a page fault.
+
+        For passes over checkpoints that are larger than the memory they may take. What has been
+        written into the tensor is lost.
+
+        Args:
+            name: The tensor.
+            first_bytes: How much of it, from its beginning; all of it where None.
+        """
+        info = self.table[name]
+        size_bytes = info.size_bytes if first_bytes is None else first_bytes
+        if (mapped := self._maps.get(info.shard)) is None:
+            return
+        # Whole pages inside the tensor only: its neighbours may be in use.
+        start = -(-info.offset_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (info.offset_bytes + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
+
     def _map(self, shard: Path) -> mmap.mmap:
         if shard not in self._maps:
             with shard.open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            if len(mapped) != self._size_bytes(shard):
+                raise ValueError(f"it had {self._size_bytes(shard)} bytes, now {len(mapped)}")
+            self._maps[shard] = mapped
         return self._maps[shard]
+
+    def _size_bytes(self, shard: Path) -> int:
+        """Return a file's size by its header: data ends where the file does."""
+        if not self._sizes:
+            for info in self.table.values():
+                end = info.offset_bytes + info.size_bytes
+                self._sizes[info.shard] = max(end, self._sizes.get(info.shard, 0))
+        return self._sizes[shard]
 
 
 def _view(file: mmap.mmap, info: TensorInfo) -> torch.Tensor:

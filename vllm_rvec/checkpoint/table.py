@@ -7,9 +7,10 @@ each other in milliseconds. safetensors itself validates each header (length, of
 from __future__ import annotations
 
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError, safe_open
 
@@ -21,6 +22,7 @@ __all__ = [
     "TensorInfo",
     "TensorTable",
     "is_folder",
+    "is_there",
     "read_config",
     "read_header",
     "read_table",
@@ -36,6 +38,15 @@ FLOAT_DTYPES = ("F32", "BF16", "F16")
 
 LENGTH_BYTES = 8
 """A safetensors file begins with its header's length, a little-endian integer."""
+
+MAX_HEADER_BYTES = 32 << 20
+"""A file with a larger header is refused unread: those of the largest models are a third of that.
+Parsed, a header takes up to some twenty times its bytes."""
+MAX_JSON_BYTES = 64 << 20
+"""A larger config or index is refused unread."""
+
+NO_FILES = {"", ".", ".."}
+"""Names that are no file's."""
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 """Files that only unpickling can read, and that can therefore run code."""
@@ -105,7 +116,7 @@ def find_shards(folder: Path) -> list[Path]:
             path=folder,
         )
     index = folder / INDEX_NAME
-    shards = _indexed_shards(index) if index.exists() else sorted(folder.glob("*.safetensors"))
+    shards = _indexed_shards(index) if is_there(index) else sorted(folder.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(
             f"{folder} holds no safetensors file",
@@ -124,6 +135,20 @@ def is_folder(path: Path) -> bool:
         return False
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether a folder holds something of that name; True where the system won't say.
+
+    Reading it then gives the system's reason.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def why_no_folder(path: Path) -> str:
     """Say why there is no folder at a path."""
     try:
@@ -136,12 +161,16 @@ def read_header(shard: Path) -> TensorTable:
     """List the tensors of one safetensors file.
 
     Raises:
-        CheckpointError: It is missing, cut off, or no safetensors file.
+        CheckpointError: It is missing, cut off, or no safetensors file, or its header is larger
+            than 32 MiB.
     """
     try:
-        # safetensors' own validation: lengths, offsets, overlaps, holes.
-        with safe_open(shard, framework="np"), shard.open("rb") as file:
-            length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+        _check_regular(shard)
+        with shard.open("rb") as file:
+            length = _header_length(file)
+            # safetensors' own validation: lengths, offsets, overlaps, holes.
+            with safe_open(shard, framework="np"):
+                pass
             header = json.loads(file.read(length), object_pairs_hook=without_duplicates)
     except FileNotFoundError as exc:
         raise CheckpointError(
@@ -158,6 +187,19 @@ def read_header(shard: Path) -> TensorTable:
     return {name: _info(shard, LENGTH_BYTES + length, entry) for name, entry in header.items()}
 
 
+def _check_regular(path: Path) -> None:
+    # Before it is opened: a pipe would have the reader wait for a writer.
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is no regular file")
+
+
+def _header_length(file: BinaryIO) -> int:
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header claims {length} bytes, at most {MAX_HEADER_BYTES} are read")
+    return length
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json.
 
@@ -165,7 +207,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: It is missing, or no JSON object.
     """
     path = folder / "config.json"
-    if not path.exists():
+    if not is_there(path):
         raise CheckpointError(
             f"{folder} holds no config.json",
             fix="give a Hugging Face checkpoint folder",
@@ -177,7 +219,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def _read_object(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON file that must hold an object."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(_read_text(path), object_pairs_hook=without_duplicates)
         why = "" if isinstance(found, dict) else f"it holds a {type(found).__name__}"
     # A file of brackets alone runs the parser out of stack.
     except (OSError, ValueError, RecursionError) as exc:
@@ -187,6 +229,16 @@ def _read_object(path: Path, what: str) -> dict[str, Any]:
             f"{path} is {what}", why=why, fix="download the checkpoint again", path=path
         )
     return dict(found)
+
+
+def _read_text(path: Path) -> str:
+    _check_regular(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+    # Not bytes to json.loads: that takes UTF-16 and halves of surrogate pairs too.
+    return data.decode()
 
 
 def _info(shard: Path, data_bytes: int, entry: dict[str, Any]) -> TensorInfo:
@@ -213,7 +265,7 @@ def _indexed_shards(index: Path) -> list[Path]:
         )
     names = weight_map.values()
     for name in names:
-        if not isinstance(name, str) or not name or PurePosixPath(name).name != name:
+        if not isinstance(name, str) or name in NO_FILES or PurePosixPath(name).name != name:
             raise CheckpointError(
                 f"{index} points out of its folder", why=f"it names the file {name!r}", path=index
             )
@@ -221,7 +273,10 @@ def _indexed_shards(index: Path) -> list[Path]:
 
 
 def _only_pickle(folder: Path) -> str:
-    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    try:
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+    except OSError as exc:
+        return str(exc)
     if not pickles:
         return "there are none, and nothing else to load"
     return f"it holds {pickles[0]}: pickle files can run code and are never read"

@@ -1,13 +1,14 @@
-"""Write safetensors files tensor by tensor, in memory that does not grow with the file.
+"""Write safetensors files block by block, in memory that does not grow with the file.
 
-The safetensors library takes a whole file's tensors at once. This writer takes one at a time: it
-leaves room for the header, appends the data, and fills the header in at the end, padded with
-spaces as the format allows (https://github.com/huggingface/safetensors#format).
+The safetensors library takes a whole file's tensors at once. This writer leaves room for the
+header, appends the data, and fills the header in at the end, padded with spaces as the format
+allows (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -17,14 +18,23 @@ from vllm_rvec.checkpoint.dtypes import DTYPE_NAMES
 from vllm_rvec.checkpoint.table import LENGTH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
 
-__all__ = ["ShardWriter"]
+__all__ = ["ShardWriter", "header_room"]
 
 HEADER_ALIGNMENT_BYTES = 8
+ENTRY_BYTES = 130
+"""More than a header's entry takes beside its name and shape: keys, dtype, two offsets."""
+
+
+def header_room(shapes: Iterable[tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> int:
+    """Return an upper bound for the size of a header that holds these tensors."""
+    named = sum(len(json.dumps(pair)) + ENTRY_BYTES for pair in shapes)
+    room = named + len(json.dumps({"__metadata__": dict(metadata)}))
+    return room + -room % HEADER_ALIGNMENT_BYTES
 
 
 class ShardWriter:
@@ -35,24 +45,21 @@ class ShardWriter:
 
     Args:
         path: The file to create. It must not exist.
-        shapes: Every tensor that may be written, by name, with its shape: an upper bound that
-            fixes the room for the header.
-        dtype: The dtype of all tensors.
+        shapes: Every tensor that may be written, with its shape: fixes the room for the header.
         metadata: Text pairs for the header's `__metadata__`.
     """
 
     def __init__(
         self,
         path: Path,
-        shapes: Mapping[str, tuple[int, ...]],
-        dtype: torch.dtype,
+        shapes: Iterable[tuple[str, tuple[int, ...]]],
         metadata: Mapping[str, str],
     ) -> None:
-        self._metadata = dict(metadata)
-        self._dtype = dtype
-        self._header: dict[str, object] = {"__metadata__": self._metadata}
+        self.path = path
+        self._room = header_room(shapes, metadata)
+        self._header: dict[str, object] = {"__metadata__": dict(metadata)}
         self._offset = 0
-        self._room = self._header_room(shapes)
+        self._expected = 0
         self._file: BinaryIO = path.open("xb")
         self._file.seek(LENGTH_BYTES + self._room)
 
@@ -67,37 +74,54 @@ class ShardWriter:
     ) -> None:
         self._file.close()
 
+    @property
+    def size_bytes(self) -> int:
+        """How much data the file holds so far, without its header."""
+        return self._offset
+
     def write(self, name: str, tensor: torch.Tensor) -> None:
-        """Append one tensor, converted to the file's dtype.
+        """Append one tensor.
 
         Args:
             name: One of the names announced to the constructor.
-            tensor: Any float dtype, on the CPU.
+            tensor: On the CPU, of any dtype that safetensors has.
         """
-        data = tensor.detach().to(self._dtype).contiguous().reshape(-1).view(torch.uint8)
-        self._header[name] = self._entry(tuple(tensor.shape), self._offset, data.numel())
+        self.begin(name, tensor.dtype, tuple(tensor.shape))
+        self.append(tensor)
+
+    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Announce a tensor whose data follows in blocks, in order."""
+        self._check_whole()
+        self._expected = self._offset + math.prod(shape) * dtype.itemsize
+        self._header[name] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [self._offset, self._expected],
+        }
+
+    def append(self, block: torch.Tensor) -> None:
+        """Append the next block of the tensor that was begun, in its dtype."""
+        data = block.detach().contiguous().reshape(-1).view(torch.uint8)
         self._file.write(data.numpy().data)
         self._offset += data.numel()
 
-    def finish(self) -> None:
-        """Write the header and make the file durable."""
+    def finish(self, *, is_durable: bool = True) -> None:
+        """Write the header, and wait until the disk has the file unless told otherwise."""
+        self._check_whole()
         header = json.dumps(self._header, separators=(",", ":")).encode()
+        if len(header) > self._room:
+            raise RuntimeError(f"more tensors in {self.path.name} than were announced")
         self._file.seek(0)
         self._file.write(self._room.to_bytes(LENGTH_BYTES, "little"))
         self._file.write(header.ljust(self._room))
         self._file.flush()
+        if is_durable:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until the disk has what was written; another thread may do so meanwhile."""
         os.fsync(self._file.fileno())
 
-    def _entry(self, shape: tuple[int, ...], start: int, size_bytes: int) -> dict[str, object]:
-        return {
-            "dtype": DTYPE_NAMES[self._dtype],
-            "shape": list(shape),
-            "data_offsets": [start, start + size_bytes],
-        }
-
-    def _header_room(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        end = sum(torch.Size(shape).numel() for shape in shapes.values()) * self._dtype.itemsize
-        widest = {name: self._entry(shape, end, 0) for name, shape in shapes.items()}
-        header = json.dumps({"__metadata__": self._metadata, **widest}, separators=(",", ":"))
-        room = len(header.encode())
-        return room + -room % HEADER_ALIGNMENT_BYTES
+    def _check_whole(self) -> None:
+        if self._offset != self._expected:
+            raise RuntimeError(f"a tensor of {self.path.name} was announced with another size")

@@ -1,48 +1,52 @@
 """Make a stored vector from two donors: v = tuned - base, tensor by tensor.
 
-Memory does not grow with the model: one tensor of each donor and their difference at a time. What
-is unfinished is in a hidden folder beside the output and has no manifest, so nothing reads it as a
-vector.
+Memory does not grow with the model: the difference is computed in blocks, as often as its encoding
+has to read it, and the pages of both donors are given back tensor by tensor.
 """
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import os
-import shutil
-import tempfile
-from contextlib import contextmanager
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_rvec import __version__
-from vllm_rvec.arithmetic import FLOAT_DTYPES, difference, is_finite
-from vllm_rvec.checkpoint.dtypes import DTYPE_NAMES
-from vllm_rvec.checkpoint.reader import CheckpointReader
-from vllm_rvec.checkpoint.table import read_config
-from vllm_rvec.checkpoint.writer import ShardWriter
+from vllm_rvec.arithmetic import difference, single_threaded_kernels
+from vllm_rvec.checkpoint.fetch import Located
+from vllm_rvec.checkpoint.output import new_folder
+from vllm_rvec.checkpoint.table import FLOAT_DTYPES
 from vllm_rvec.errors import CheckpointError, ConfigError
-from vllm_rvec.vector.compatibility import OUTPUT_HEAD
-from vllm_rvec.vector.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_NAME,
-    Donor,
-    Donors,
-    Manifest,
-    TensorEntry,
-)
+from vllm_rvec.vector.compatibility.lineage import make_sketch
+from vllm_rvec.vector.compatibility.tokenizer import fingerprint
+from vllm_rvec.vector.donors import DonorReader, Pair, match_donors, vocabulary_of
+from vllm_rvec.vector.encodings import Choice, Encoded, Measures, Source, encode
+from vllm_rvec.vector.encodings.source import norm_of
+from vllm_rvec.vector.manifest import Donors, Manifest, Roundtrip, TensorEntry
+from vllm_rvec.vector.names import OUTPUT_HEAD
+from vllm_rvec.vector.roundtrip import RoundtripCount
+from vllm_rvec.vector.writer import TOOL, VectorWriter, now, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-__all__ = ["STORED_DTYPES", "Extraction", "extract"]
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["STORED_DTYPES", "VOCABULARY_POLICIES", "Extraction", "extract", "stored_dtype"]
 
 STORED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What a vector can be stored as, by the name that a user writes."""
+
+VOCABULARY_POLICIES = ("strict", "common")
+
+LOSSY_ENCODINGS = {"int8", "lowrank"}
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Tensors measured at a time. Their pages are few; beyond this Python's lock sets the pace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +55,45 @@ class Extraction:
 
     output: Path
     """The vector's folder."""
-    tensors: int
-    """How many tensors the donors have."""
-    zero_tensors: int
-    """How many of them are the same in both."""
+    manifest: Manifest
+    """Its manifest."""
     elements: int
-    """How many weights the donors have."""
+    """How many weights the vector covers."""
     changed_elements: int
-    """How many of them differ."""
+    """How many of them differ between the donors."""
     norm: float
-    """The Frobenius norm of v."""
+    """The Frobenius norm of v, exact."""
     relative_norm: float
     """That, over the norm of the base donor."""
+    error: float
+    """Relative Frobenius error of what is stored; 0 if nothing was lost."""
     size_bytes: int
     """What the shards take on disk."""
 
 
-@dataclass(slots=True)
-class _Tally:
-    elements: int = 0
-    changed_elements: int = 0
-    squared_norm: float = 0.0
-    squared_base_norm: float = 0.0
-
-    def add(self, base: torch.Tensor, v: torch.Tensor) -> None:
-        self.elements += v.numel()
-        self.changed_elements += int(torch.count_nonzero(v))
-        self.squared_norm += float(torch.linalg.vector_norm(v)) ** 2
-        self.squared_base_norm += float(torch.linalg.vector_norm(base, dtype=torch.float32)) ** 2
-
-
 def extract(
-    tuned: Path,
-    base: Path,
+    tuned: Path | Located,
+    base: Path | Located,
     output: Path,
     *,
     dtype: str = "float32",
+    encoding: str = "auto",
+    rank: int = 16,
+    vocabulary: str = "strict",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Extraction:
     """Write v = tuned - base to a new folder.
 
     Args:
-        tuned: The tuned donor's checkpoint folder (GRPO, say).
-        base: The base donor's checkpoint folder (SFT, say): same names and shapes.
+        tuned: The tuned donor's checkpoint (GRPO, say).
+        base: The base donor's checkpoint (SFT, say): same names and shapes.
         output: The vector's folder, which must not exist.
         dtype: float32 (the exact difference of the donors, rounded once), bfloat16 or float16
             (half the size, rounded).
-        on_progress: Called after each tensor with the tensors done and the tensors in all.
+        encoding: auto (the smallest lossless one, tensor by tensor), dense, sparse, int8, lowrank.
+        rank: Of lowrank.
+        vocabulary: strict, or common for donors with different numbers of embedding rows.
+        on_progress: Called after each tensor with the weights done and the weights in all.
 
     Returns:
         What was made, in numbers.
@@ -105,148 +101,207 @@ def extract(
     Raises:
         CheckpointError: A donor can't be read, holds NaN, or the two don't match; all mismatches
             at once.
-        ConfigError: The output exists, or the dtype has no such name.
+        ConfigError: The output exists or can't be written, or a choice has no such name.
     """
-    if dtype not in STORED_DTYPES:
-        raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(STORED_DTYPES)}")
-    if os.path.lexists(output):
-        raise ConfigError(
-            f"the output {output} exists already",
-            why="a vector is never overwritten",
-            fix="choose another folder, or remove it first",
-        )
-    tuned_reader, base_reader = CheckpointReader(tuned), CheckpointReader(base)
-    _check_donors(tuned_reader, base_reader)
-    with _unfinished(output) as folder:
-        extractor = _Extractor(tuned_reader, base_reader, STORED_DTYPES[dtype], on_progress)
-        extractor.write_shards(folder)
-        manifest = _manifest(tuned, base, extractor.entries)
-        _write_durably(folder / MANIFEST_NAME, manifest.model_dump_json(indent=1).encode())
-    return _extraction(output, extractor)
+    choice = Choice(encoding, stored_dtype(dtype), rank)
+    if vocabulary not in VOCABULARY_POLICIES:
+        raise ConfigError(f"--vocab {vocabulary}: choose one of {', '.join(VOCABULARY_POLICIES)}")
+    with (
+        new_folder(output) as folder,
+        DonorReader(_located(tuned)) as tuned_donor,
+        DonorReader(_located(base)) as base_donor,
+    ):
+        pairs = match_donors(tuned_donor, base_donor, vocabulary)
+        extractor = _Extractor(tuned_donor, base_donor, choice, on_progress)
+        manifest = extractor.write(folder, pairs, vocabulary)
+        write_manifest(folder, manifest)
+    return extractor.summary(output, manifest)
 
 
-def _extraction(output: Path, extractor: _Extractor) -> Extraction:
-    tally, entries = extractor.tally, extractor.entries
-    return Extraction(
-        output=output,
-        tensors=len(entries),
-        zero_tensors=sum(entry.encoding == "zero" for entry in entries.values()),
-        elements=tally.elements,
-        changed_elements=tally.changed_elements,
-        norm=tally.squared_norm**0.5,
-        relative_norm=(tally.squared_norm / (tally.squared_base_norm or 1.0)) ** 0.5,
-        size_bytes=sum(path.stat().st_size for path in output.glob("*.safetensors")),
-    )
+def stored_dtype(name: str) -> torch.dtype:
+    """Return the dtype that a user names.
+
+    Raises:
+        ConfigError: There is none of that name.
+    """
+    if name not in STORED_DTYPES:
+        raise ConfigError(f"--dtype {name}: choose one of {', '.join(STORED_DTYPES)}")
+    return STORED_DTYPES[name]
 
 
-def _check_donors(tuned: CheckpointReader, base: CheckpointReader) -> None:
-    ours, theirs = tuned.table, base.table
-    problems = [f"{name}: only in {tuned.folder}" for name in sorted(ours.keys() - theirs.keys())]
-    problems += [f"{name}: only in {base.folder}" for name in sorted(theirs.keys() - ours.keys())]
-    problems += [
-        f"{name}: shape {list(ours[name].shape)} tuned, {list(theirs[name].shape)} base"
-        for name in sorted(ours.keys() & theirs.keys())
-        if ours[name].shape != theirs[name].shape
-    ]
-    kinds = [read_config(reader.folder).get("model_type") for reader in (tuned, base)]
-    if kinds[0] != kinds[1]:
-        problems.append(f"model type: {kinds[0]} tuned, {kinds[1]} base")
-    if problems:
-        raise CheckpointError(
-            "the donors don't match",
-            problems=problems,
-            why="a difference is only defined tensor by tensor, for one architecture",
-            fix="use two checkpoints that were tuned from one pretrained initialisation",
-        )
+def _located(donor: Path | Located) -> Located:
+    return donor if isinstance(donor, Located) else Located.local(donor)
 
 
-@contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """Give a hidden folder that becomes `output` if the block succeeds, and is gone if not."""
-    folder = _make_hidden(output)
-    try:
-        yield folder
-        folder.chmod(0o755)
-        _sync_folder(folder)
-        folder.rename(output)
-        _sync_folder(output.parent)
-    except OSError as exc:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise _cannot_write(output, exc) from exc
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+@dataclass(slots=True)
+class _Difference:
+    """One tensor of the vector: computed in blocks, and what the first pass over it told."""
 
+    tuned: DonorReader
+    base: DonorReader
+    pair: Pair
+    dtype: torch.dtype
+    measures: Measures = field(default_factory=Measures)
+    roundtrip: RoundtripCount = field(default_factory=RoundtripCount)
+    squared_base_norm: float = 0.0
 
-def _make_hidden(output: Path) -> Path:
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{output.name}.unfinished-", dir=output.parent))
-    except (OSError, ValueError) as exc:
-        raise _cannot_write(output, exc) from exc
+    def source(self) -> Source:
+        """Give the difference, to be read in blocks any number of times."""
+        return Source(self.pair.shape, lambda: (difference(*sides) for sides in self._blocks()))
 
+    def measured(self) -> _Difference:
+        """Make the first pass, unless the tensor is of integers."""
+        if self.is_float:
+            for tuned, own_base in self._blocks():
+                base = own_base.float()
+                v = self.measures.add(difference(tuned, base), self.dtype)
+                self.squared_base_norm += norm_of(base) ** 2
+                self.roundtrip.add(tuned, base, v)
+        return self
 
-def _cannot_write(output: Path, exc: OSError | ValueError) -> ConfigError:
-    why = getattr(exc, "strerror", None) or str(exc)
-    return ConfigError(
-        f"the output {output} can't be written",
-        why=why,
-        fix="choose a folder that can be made, on a disk with room for it",
-        path=output,
-    )
+    @property
+    def is_float(self) -> bool:
+        """Whether both sides are of a dtype that has a difference."""
+        tables = self.tuned.reader.table, self.base.reader.table
+        names = self.pair.tuned, self.pair.base
+        return all(t[n].dtype in FLOAT_DTYPES for t, n in zip(tables, names, strict=True))
+
+    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        rows = self.pair.shape[0] if self.pair.shape else None
+        sides = self.tuned.blocks(self.pair.tuned, rows), self.base.blocks(self.pair.base, rows)
+        return zip(*sides, strict=True)
 
 
 @dataclass(slots=True)
 class _Extractor:
     """The pass over all tensors, and what it has learned so far."""
 
-    tuned: CheckpointReader
-    base: CheckpointReader
-    dtype: torch.dtype
+    tuned: DonorReader
+    base: DonorReader
+    choice: Choice
     on_progress: Callable[[int, int], None] | None
-    tally: _Tally = field(default_factory=_Tally)
-    entries: dict[str, TensorEntry] = field(default_factory=dict)
+    roundtrip: RoundtripCount = field(default_factory=RoundtripCount)
+    squared_norm: float = 0.0
+    squared_base_norm: float = 0.0
+    squared_error: float = 0.0
+    done: int = 0
 
-    def write_shards(self, folder: Path) -> None:
-        """Write one shard for each shard of the tuned donor."""
-        shards = sorted({info.shard for info in self.tuned.table.values()})
-        for number, shard in enumerate(shards, start=1):
-            shapes = {n: info.shape for n, info in self.tuned.table.items() if info.shard == shard}
-            path = folder / _shard_name(number, len(shards))
-            with ShardWriter(path, shapes, self.dtype, {"format": "pt"}) as writer:
-                for name in shapes:
-                    self.entries[name] = self._write_tensor(writer, name)
-                    self._report()
-                writer.finish()
-
-    def _write_tensor(self, writer: ShardWriter, name: str) -> TensorEntry:
-        tuned, base = self.tuned.tensor(name), self.base.tensor(name)
-        info = self.tuned.table[name]
-        if tuned.dtype not in FLOAT_DTYPES or base.dtype not in FLOAT_DTYPES:
-            _check_equal(name, tuned, base)
-            return TensorEntry(shape=info.shape, dtype=info.dtype, encoding="zero")
-        v = difference(tuned, base)
-        stored = v.to(self.dtype)
-        _check_finite(name, stored)
-        self.tally.add(base, v)
-        if not torch.count_nonzero(v):
-            return TensorEntry(shape=info.shape, dtype=info.dtype, encoding="zero")
-        writer.write(name, stored)
-        return TensorEntry(shape=info.shape, dtype=DTYPE_NAMES[self.dtype], encoding="dense")
-
-    def _report(self) -> None:
-        if self.on_progress is not None:
-            self.on_progress(len(self.entries), len(self.tuned.table))
-
-
-def _check_finite(name: str, stored: torch.Tensor) -> None:
-    if not is_finite(stored):
-        raise CheckpointError(
-            f"the difference of {name!r} is not finite",
-            why=f"a donor holds NaN or infinity there, or the difference overflows {stored.dtype}",
-            fix="check the donors; a float32 vector can't overflow",
-            tensor_name=name,
+    def write(self, folder: Path, pairs: list[Pair], vocabulary: str) -> Manifest:
+        """Write the shards, and describe them."""
+        shapes = {pair.name: pair.shape for pair in pairs}
+        total = sum(torch.Size(shape).numel() for shape in shapes.values())
+        with VectorWriter(folder, shapes) as writer:
+            for v in self._measured(pairs):
+                self._write_tensor(writer, v)
+                self.done += writer.entries[v.pair.name].elements
+                if self.on_progress is not None:
+                    self.on_progress(self.done, total)
+            files = writer.finish()
+        return Manifest(
+            formula="tuned - base",
+            complete=True,
+            donors=Donors(tuned=self.tuned.describe(), base=self.base.describe()),
+            architecture=self.tuned.architecture,
+            model_type=self.tuned.model_type,
+            tie_word_embeddings=OUTPUT_HEAD not in writer.entries,
+            vocabulary=vocabulary_of(self.tuned, self.base, vocabulary),
+            tensors=dict(sorted(writer.entries.items())),
+            files=files,
+            roundtrip=self._roundtrip(writer.entries),
+            tokenizer=fingerprint(self.tuned.folder),
+            sketch=make_sketch(self._sketched_shapes(pairs), _Sampler(self.base, pairs)),
+            lineage=(),
+            created=now(),
+            tool=TOOL,
         )
+
+    def summary(self, output: Path, manifest: Manifest) -> Extraction:
+        """Sum up what was made."""
+        entries = manifest.tensors.values()
+        return Extraction(
+            output=output,
+            manifest=manifest,
+            elements=self.done,
+            changed_elements=sum(entry.changed or 0 for entry in entries),
+            norm=self.squared_norm**0.5,
+            relative_norm=(self.squared_norm / (self.squared_base_norm or 1.0)) ** 0.5,
+            error=(self.squared_error / (self.squared_norm or 1.0)) ** 0.5,
+            size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        )
+
+    def _measured(self, pairs: list[Pair]) -> Iterator[_Difference]:
+        """Measure tensors on all cores, a little ahead of the one that is being written."""
+        differences = (
+            _Difference(self.tuned, self.base, pair, self.choice.dtype) for pair in pairs
+        )
+        with single_threaded_kernels(), ThreadPoolExecutor(WORKERS, "rvec-measure") as pool:
+            ahead: deque[Future[_Difference]] = deque()
+            try:
+                for v in differences:
+                    ahead.append(pool.submit(v.measured))
+                    if len(ahead) > WORKERS:
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _write_tensor(self, writer: VectorWriter, v: _Difference) -> None:
+        pair, measures = v.pair, v.measures
+        donors_dtype = self.tuned.reader.table[pair.tuned].dtype
+        if not v.is_float:
+            _check_equal(pair.name, self.tuned.tensor(pair.tuned), self.base.tensor(pair.base))
+            writer.add(pair.name, pair.shape, Encoded("zero", donors_dtype), changed=0)
+            return
+        self._check_finite(pair.name, measures)
+        encoded = encode(v.source(), self.choice, measures)
+        if measures.changed == 0:
+            encoded = Encoded("zero", donors_dtype)
+        writer.add(
+            pair.name,
+            pair.shape,
+            encoded,
+            squared_norm=measures.squared_norm,
+            base_norm=v.squared_base_norm**0.5,
+            changed=measures.changed,
+        )
+        self.squared_norm += measures.squared_norm
+        self.squared_base_norm += v.squared_base_norm
+        self.squared_error += encoded.squared_error
+        self.roundtrip.merge(v.roundtrip)
+
+    def _check_finite(self, name: str, measures: Measures) -> None:
+        if not measures.is_finite:
+            raise CheckpointError(
+                f"the difference of {name!r} is not finite",
+                why="a donor holds NaN or infinity there, or the difference overflows "
+                f"{self.choice.dtype}",
+                fix="check the donors; a float32 vector can't overflow",
+                tensor_name=name,
+            )
+
+    def _roundtrip(self, entries: dict[str, TensorEntry]) -> Roundtrip | None:
+        # Counted before the encoding, and so not true of a lossy one.
+        is_lossy = any(entry.encoding in LOSSY_ENCODINGS for entry in entries.values())
+        return None if is_lossy else self.roundtrip.total()
+
+    def _sketched_shapes(self, pairs: list[Pair]) -> dict[str, tuple[int, ...]]:
+        table = self.base.reader.table
+        return {pair.name: pair.shape for pair in pairs if table[pair.base].dtype in FLOAT_DTYPES}
+
+
+class _Sampler:
+    """Weights of the base donor at flat positions, by the vector's names."""
+
+    def __init__(self, base: DonorReader, pairs: list[Pair]) -> None:
+        self._reader = base.reader
+        self._own_names = {pair.name: pair.base for pair in pairs}
+
+    def __call__(self, name: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        tensor = self._reader.tensor(self._own_names[name])
+        picked = tensor.reshape(-1)[torch.from_numpy(positions)].float().numpy()
+        self._reader.release(self._own_names[name])
+        return picked
 
 
 def _check_equal(name: str, tuned: torch.Tensor, base: torch.Tensor) -> None:
@@ -257,47 +312,3 @@ def _check_equal(name: str, tuned: torch.Tensor, base: torch.Tensor) -> None:
             fix="use donors that are not quantized",
             tensor_name=name,
         )
-
-
-def _manifest(tuned: Path, base: Path, entries: dict[str, TensorEntry]) -> Manifest:
-    config = read_config(tuned)
-    architectures = config.get("architectures") or [""]
-    return Manifest(
-        format="rvec",
-        format_version=FORMAT_VERSION,
-        formula="tuned - base",
-        donors=Donors(tuned=_donor(tuned), base=_donor(base)),
-        architecture=str(architectures[0])
-        if isinstance(architectures, list) and architectures
-        else "",
-        model_type=str(config.get("model_type", "")),
-        # Configurations often leave the key out; a donor without a head of its own is tied.
-        tie_word_embeddings=config.get("tie_word_embeddings") is True or OUTPUT_HEAD not in entries,
-        tensors=dict(sorted(entries.items())),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        tool=f"vllm_rvec {__version__}",
-    )
-
-
-def _donor(folder: Path) -> Donor:
-    config_sha256 = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return Donor(name=folder.resolve().name, config_sha256=config_sha256)
-
-
-def _shard_name(number: int, count: int) -> str:
-    return "vector.safetensors" if count == 1 else f"vector-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

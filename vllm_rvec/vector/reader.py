@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.table import read_table
+import psutil
+
+from vllm_rvec.checkpoint.table import read_header
 from vllm_rvec.errors import CheckpointError, VectorCorruptError, VectorFormatError
-from vllm_rvec.vector.manifest import Manifest
+from vllm_rvec.vector.layout import part_names, part_problems
+from vllm_rvec.vector.manifest import Manifest, is_own
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,9 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["VectorReader"]
 
+COPY_AGAIN = "copy or download the whole folder again"
+
 
 class VectorReader:
-    """A stored vector, opened: headers are checked against the manifest, no data is read.
+    """A stored vector, opened: sizes and headers are checked against the manifest, no data is read.
 
     Args:
         folder: The vector's folder.
@@ -34,75 +39,160 @@ class VectorReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = Manifest.read(folder)
+        self._check_files()
         self.table = self._read_table()
-        self._check_shards()
+        self._check_parts()
         self._reader: CheckpointReader | None = None
 
     @property
     def shards(self) -> list[Path]:
-        """The files that hold the dense tensors, sorted."""
-        return sorted({info.shard for info in self.table.values()})
+        """The files that hold the tensors' parts, sorted."""
+        return [self.folder / name for name in sorted(self.manifest.files)]
 
     def tensor(self, name: str) -> torch.Tensor | None:
-        """Return one tensor of v, on the CPU in its stored dtype; None where it is all zero.
+        """Return one tensor of v, on the CPU in its entry's dtype; None where it is all zero.
+
+        A dense tensor is a view of the mapped file; others are decoded anew at each call, and take
+        the memory that the manifest's shape says. Compare it with a target's before.
 
         Raises:
             KeyError: The vector has no such tensor.
+            VectorFormatError: Decoded, it would take more memory than this machine has.
+            VectorCorruptError: Its shard can't be read, or its parts contradict each other.
+        """
+        # Here and not above: whoever looks at manifests only should not wait for torch.
+        from vllm_rvec.vector.encodings import decode  # noqa: PLC0415
+
+        entry = self.manifest.tensors[name]
+        if entry.encoding == "zero":
+            return None
+        if entry.encoding != "dense":
+            self._check_memory(name, entry.elements)
+        parts = {part: self.part(part) for part in part_names(name, entry, self.table)}
+        return decode(entry, name, parts)
+
+    def part(self, part: str) -> torch.Tensor:
+        """Return one part as it is stored: a view of the mapped file.
+
+        Args:
+            part: Its name in `table`.
+
+        Raises:
             VectorCorruptError: Its shard can't be read.
         """
-        if self.manifest.tensors[name].encoding == "zero":
-            return None
-        try:
-            return self._tensors().tensor(name)
-        except CheckpointError as exc:
-            raise _corrupt(exc) from exc
-
-    def _tensors(self) -> CheckpointReader:
-        # Here and not above: whoever looks at manifests only should not wait for torch.
-        from vllm_rvec.checkpoint.reader import CheckpointReader  # noqa: PLC0415
+        from vllm_rvec.checkpoint.reader import CheckpointReader  # noqa: PLC0415 - as above
 
         if self._reader is None:
             self._reader = CheckpointReader(self.folder, self.table)
-        return self._reader
-
-    def _dense_names(self) -> set[str]:
-        return {n for n, entry in self.manifest.tensors.items() if entry.encoding == "dense"}
-
-    def _read_table(self) -> TensorTable:
-        if not self._dense_names():
-            return {}
         try:
-            return read_table(self.folder)
+            return self._reader.tensor(part)
         except CheckpointError as exc:
             raise _corrupt(exc) from exc
 
-    def _check_shards(self) -> None:
-        dense, stored = self._dense_names(), set(self.table)
-        problems = [f"{name}: in the manifest, in no shard" for name in sorted(dense - stored)]
-        problems += [self._difference(name) for name in sorted(dense & stored)]
-        if problems := [problem for problem in problems if problem]:
+    def release(self, name: str) -> None:
+        """Let go of the memory that holds a tensor's pages, as `CheckpointReader.release`."""
+        if self._reader is not None:
+            for part in part_names(name, self.manifest.tensors[name], self.table):
+                self._reader.release(part)
+
+    def _check_memory(self, name: str, elements: int) -> None:
+        has_bytes = psutil.virtual_memory().total
+        if elements * 4 > has_bytes:
+            raise VectorFormatError(
+                f"tensor {name!r} of {self.folder} can't be decoded",
+                why=f"its shape makes {elements * 4 / 1e9:,.0f} GB, this machine has "
+                f"{has_bytes / 1e9:,.0f} GB",
+                fix="check where the vector comes from, or use a larger machine",
+                path=self.folder,
+                tensor_name=name,
+            )
+
+    def _check_files(self) -> None:
+        problems = [problem for shard in self.shards if (problem := self._file_problem(shard))]
+        if problems:
             raise VectorCorruptError(
-                f"the shards of {self.folder} don't hold what its manifest says",
+                f"the files of {self.folder} are not those that its manifest names",
                 problems=problems,
-                fix="copy or download the whole folder again",
+                fix=COPY_AGAIN,
                 path=self.folder,
             )
-        if unnamed := sorted(stored - dense):
+        found = {path.name for path in self.folder.glob("*.safetensors")}
+        if stray := sorted(found - self.manifest.files.keys()):
             raise VectorFormatError(
-                f"{self.folder} holds tensors that its manifest does not name as dense",
-                problems=unnamed,
-                why="shards of two vectors were mixed, or a file was edited",
-                fix="copy or download the whole folder again",
+                f"{self.folder} holds shards that its manifest does not name",
+                problems=stray,
+                why="files of two vectors were mixed",
+                fix=COPY_AGAIN,
                 path=self.folder,
             )
 
-    def _difference(self, name: str) -> str:
-        entry, info = self.manifest.tensors[name], self.table[name]
-        if entry.shape != info.shape:
-            return f"{name}: shape {list(info.shape)}, the manifest says {list(entry.shape)}"
-        if entry.dtype != info.dtype:
-            return f"{name}: dtype {info.dtype}, the manifest says {entry.dtype}"
-        return ""
+    def _file_problem(self, shard: Path) -> str:
+        try:
+            if not shard.is_file():
+                return f"{shard.name}: missing, or no regular file"
+            if not is_own(shard, self.folder):
+                return f"{shard.name}: a link out of the folder"
+            size = shard.stat().st_size
+        except (OSError, RuntimeError) as exc:  # no permission; a loop of links
+            return f"{shard.name}: {exc}"
+        expected = self.manifest.files[shard.name].size_bytes
+        return "" if size == expected else f"{shard.name}: {size} bytes, not {expected}"
+
+    def _read_table(self) -> TensorTable:
+        table: TensorTable = {}
+        for shard in self.shards:
+            try:
+                header = read_header(shard)
+            except CheckpointError as exc:
+                raise _corrupt(exc) from exc
+            if twice := sorted(table.keys() & header.keys()):
+                raise VectorCorruptError(
+                    f"{shard} holds tensors that another shard holds too",
+                    problems=twice,
+                    fix=COPY_AGAIN,
+                    path=shard,
+                    tensor_name=twice[0],
+                )
+            table |= header
+            # A tensor has two parts at most. Before the next header is read: this much is too much.
+            if len(table) > 2 * len(self.manifest.tensors):
+                raise _unnamed(self.folder, shard, len(table))
+        return table
+
+    def _check_parts(self) -> None:
+        tensors = self.manifest.tensors
+        problems = [
+            problem
+            for name, entry in sorted(tensors.items())
+            for problem in part_problems(name, entry, self.table)
+        ]
+        if problems:
+            raise VectorCorruptError(
+                f"the shards of {self.folder} don't hold what its manifest says",
+                problems=problems,
+                fix=COPY_AGAIN,
+                path=self.folder,
+                tensor_name=problems[0].partition(":")[0],
+            )
+        named = {part for n, entry in tensors.items() for part in part_names(n, entry, self.table)}
+        if unnamed := sorted(self.table.keys() - named):
+            raise VectorFormatError(
+                f"{self.folder} holds tensors that its manifest does not name",
+                problems=unnamed,
+                why="shards of two vectors were mixed, or a file was edited",
+                fix=COPY_AGAIN,
+                path=self.folder,
+                tensor_name=unnamed[0],
+            )
+
+
+def _unnamed(folder: Path, shard: Path, count: int) -> VectorFormatError:
+    return VectorFormatError(
+        f"{folder} holds tensors that its manifest does not name",
+        why=f"up to {shard.name} its shards hold {count}, more than all of the manifest's have",
+        fix=COPY_AGAIN,
+        path=shard,
+    )
 
 
 def _corrupt(exc: CheckpointError) -> VectorCorruptError:
