@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -13,6 +15,8 @@ import pytest
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import make_checkpoint, tensors
+from tests.support.variations import resized
+from vllm_rvec.vector import VectorReader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,10 +49,10 @@ def test_a_missing_target(vector: Path, tmp_path: Path) -> None:
 
 
 def test_a_missing_vector(family: Family, tmp_path: Path) -> None:
-    """Exit status 5, and where vectors come from."""
+    """Exit status 5, and the path."""
     code, text = serve("--model", family.target, "--vector", tmp_path / "nowhere")
     assert code == 5
-    assert "vllm-rvec extract" in text
+    assert f"there is no vector folder {tmp_path / 'nowhere'}" in text
 
 
 @pytest.mark.parametrize("side", ["target", "vector"])
@@ -57,10 +61,12 @@ def test_a_truncated_file(family: Family, vector: Path, tmp_path: Path, side: st
     folders = {"target": family.target, "vector": vector}
     folders[side] = shutil.copytree(folders[side], tmp_path / side)
     (shard,) = folders[side].glob("*.safetensors")
+    size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-7])
     code, text = serve("--model", folders["target"], "--vector", folders["vector"])
     assert code == (4 if side == "target" else 6)
-    assert f"{shard} can't be read as safetensors" in text
+    named = f"{shard} can't be read" if side == "target" else f"{shard.name}: {size - 7} bytes"
+    assert named in text
 
 
 def test_a_vector_of_another_architecture(family: Family, vector: Path, tmp_path: Path) -> None:
@@ -76,14 +82,54 @@ def test_a_vector_of_another_architecture(family: Family, vector: Path, tmp_path
 
 def test_shapes_that_differ(vector: Path, tmp_path: Path) -> None:
     """Exit status 7; all mismatches are counted, the first few shown."""
-    target = make_checkpoint(tmp_path / "target", seed=1, layers=3)
+    target = make_checkpoint(tmp_path / "target", seed=0, layers=3)
     stored = tensors(target)
     stored["model.norm.weight"] = stored["model.norm.weight"][:5].clone()
     save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
     code, text = serve("--model", target, "--vector", vector)
     assert code == 7
     assert "13 tensors don't match" in text
-    assert "... and 5 more" in text
+    assert "... and 6 more" in text  # of 13, and another initialisation
+
+
+def test_a_target_of_another_initialisation(vector: Path, tmp_path: Path) -> None:
+    """Exit status 7 before any engine starts; both numbers are shown."""
+    stranger = make_checkpoint(tmp_path / "stranger", seed=5)
+    code, text = serve("--model", stranger, "--vector", vector)
+    assert code == 7
+    assert "lineage: relative distance 1." in text
+    assert "--force" in text
+
+
+def test_a_policy_of_another_name(family: Family, vector: Path) -> None:
+    """Exit status 3, and those that there are."""
+    code, text = serve("--model", family.target, "--vector", vector, "--vocab", "some")
+    assert code == 3
+    assert "'strict', 'common' or 'skip-embeddings'" in text
+
+
+def test_what_is_forced_is_logged(vector: Path, tmp_path: Path) -> None:
+    """`--force` and `--vocab` reach the check; a port in use then ends the command."""
+    stranger = resized(make_checkpoint(tmp_path / "stranger", seed=5), tmp_path / "t", 576)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = ("--model", stranger, "--vector", vector, "--force", "--vocab", "common")
+        code, text = serve(*arguments, "--port", port)
+    assert code == 3
+    assert "refused but forced: lineage: another pretrained initialisation" in text
+    assert "structure: model.embed_tokens.weight: nothing is added to rows 512 to 575" in text
+
+
+def test_a_nan_in_the_vector(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Exit status 6 before any engine starts; the tensor is named."""
+    spoilt = shutil.copytree(vector, tmp_path / "v")
+    info = VectorReader(spoilt).table["model.norm.weight"]
+    with info.shard.open("r+b") as file:
+        file.seek(info.offset_bytes)
+        file.write(struct.pack("<f", math.nan))
+    code, text = serve("--model", family.target, "--vector", spoilt)
+    assert code == 6
+    assert "model.norm.weight" in text
 
 
 @pytest.mark.parametrize("alpha", ["nan", "inf", "1e39", "much", "1,,2", "0,-0.0", ""])
@@ -110,7 +156,7 @@ def test_a_pickle_as_vector(family: Family, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n")
     code, text = serve("--model", family.target, "--vector", tmp_path / name)
     assert code == 5
-    assert "never a pickle" in text
+    assert f"no vector folder {tmp_path / name} why: it is a file" in text
 
 
 def test_a_pickle_as_target(family: Family, vector: Path, tmp_path: Path) -> None:

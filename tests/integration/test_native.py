@@ -18,6 +18,7 @@ import torch
 from tests.integration.conftest import DEMO
 from tests.support.checkpoints import make_merged
 from tests.support.processes import until
+from tests.support.variations import made_dense
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,9 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The same sum merged to disk in float32 and loaded by transformers."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = tmp_path_factory.mktemp("merged") / "model"
-    make_merged(DEMO / "target", DEMO / "vector", ALPHA, folder, torch.float32)
+    work = tmp_path_factory.mktemp("merged")
+    folder, vector = work / "model", made_dense(DEMO / "vector", work / "vector")
+    make_merged(DEMO / "target", vector, ALPHA, folder, torch.float32)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(folder)
 

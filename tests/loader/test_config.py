@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
+from vllm_rvec.vector.compatibility.structure import VOCABULARY_POLICIES
 
 
 def test_our_keys_and_vllms_are_told_apart() -> None:
@@ -30,7 +33,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
         assert part in text
-    assert "the keys are: vector, alpha, enable_multithread_load" in text
+    assert "the keys are: vector, alpha, vocabulary, force, enable_multithread_load" in text
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])
@@ -38,6 +41,20 @@ def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object) -> None:
     """Also the text "1" and true, which YAML and JSON make easy to write."""
     with pytest.raises(ConfigError, match="alpha"):
         LoaderConfig.split({"vector": "v", "alpha": alpha})
+
+
+def test_a_policy_is_one_of_three_and_force_is_true_or_false() -> None:
+    """By default nothing is forced and every row must match."""
+    config = LoaderConfig.split({"vector": "v"})[0]
+    assert (config.vocabulary, config.force) == ("strict", False)
+    config = LoaderConfig.split({"vector": "v", "vocabulary": "common", "force": True})[0]
+    assert (config.vocabulary, config.force) == ("common", True)
+    with pytest.raises(ConfigError) as caught:
+        LoaderConfig.split({"vector": "v", "vocabulary": "some", "force": "yes"})
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["vocabulary", "force"]
+    assert set(get_args(LoaderConfig.model_fields["vocabulary"].annotation)) == set(
+        VOCABULARY_POLICIES
+    )
 
 
 def test_something_other_than_an_object_is_refused() -> None:

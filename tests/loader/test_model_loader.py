@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -10,14 +11,28 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.checkpoints import make_family, make_merged, make_vector, tensors
+from tests.support.checkpoints import (
+    make_checkpoint,
+    make_family,
+    make_merged,
+    make_vector,
+    tensors,
+)
+from tests.support.variations import (
+    edited_vector,
+    made_dense,
+    resized,
+    with_tensors,
+    write_tokenizer,
+)
 from vllm_rvec.errors import (
     ConfigError,
     IncompatibleVectorError,
     RvecError,
-    VectorCorruptError,
     VectorNotFoundError,
 )
+from vllm_rvec.vector.compatibility.tokenizer import fingerprint
+from vllm_rvec.vector.extract import extract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,18 +103,6 @@ def test_untied_embeddings_are_fused_too(tmp_path: Path) -> None:
     fused = load(family.target, "rvec", vector=str(vector))
     assert "lm_head.weight" in tensors(vector)
     assert_same(fused, merged)
-
-
-def test_a_tied_head_that_the_checkpoint_stores_too_is_fused_like_the_embedding(
-    family: Family, vector: Path, tmp_path: Path
-) -> None:
-    """VLLM loads such a head as a matrix of its own: it must get the embedding's part of v."""
-    target = shutil.copytree(family.target, tmp_path / "target")
-    stored = tensors(target)
-    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
-    save_file(stored, target / "model.safetensors", metadata={"format": "pt"})
-    fused = load(target, "rvec", vector=str(vector), alpha=1)
-    assert_same(fused, load(family.target, "rvec", vector=str(vector), alpha=1))
 
 
 def test_a_sharded_target_is_fused_whole(family: Family, vector: Path, tmp_path: Path) -> None:
@@ -179,37 +182,157 @@ def test_a_vector_that_does_not_fit_names_all_tensors(
     vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
 ) -> None:
     """A target with a layer more: every tensor of it is uncovered."""
-    from tests.support.checkpoints import make_checkpoint
-
-    target = make_checkpoint(tmp_path / "deeper", seed=1, layers=3)
+    target = make_checkpoint(tmp_path / "deeper", seed=0, layers=3)
     error = expect(IncompatibleVectorError, target, engine_log, vector=str(vector))
-    assert len(error.problems) == 12
-    assert (
-        "model.layers.2.mlp.up_proj.weight: in the target, the vector does not cover it"
-        in "".join(error.problems)
-    )
-
-
-def test_a_nan_in_the_vector_stops_the_load(
-    family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
-) -> None:
-    """Before any weight is fused."""
-    spoilt = shutil.copytree(vector, tmp_path / "v")
-    stored = tensors(spoilt)
-    stored["model.norm.weight"][0] = float("nan")
-    save_file(stored, spoilt / "vector.safetensors")
-    error = expect(VectorCorruptError, family.target, engine_log, vector=str(spoilt), alpha=1)
-    assert error.problems == ("model.norm.weight",)
+    uncovered = [p for p in error.problems if "in the target, the vector does not cover it" in p]
+    assert len(uncovered) == 12
+    assert "model.layers.2.mlp.up_proj.weight" in "".join(uncovered)
 
 
 def test_another_architecture_is_refused(
     family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
 ) -> None:
     """Even where names and shapes agree."""
-    other = shutil.copytree(vector, tmp_path / "v")
-    path = other / "vector.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "llama"}))
+    other = edited_vector(vector, tmp_path / "v", model_type="llama")
     expect(IncompatibleVectorError, family.target, engine_log, vector=str(other))
+
+
+@pytest.mark.parametrize("alpha", [0, 1])
+def test_another_initialisation_is_refused_at_any_alpha(
+    vector: Path, tmp_path: Path, alpha: float, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """Same names and shapes, other weights: also a base that would be compared to nothing."""
+    stranger = make_checkpoint(tmp_path / "stranger", seed=1)
+    error = expect(IncompatibleVectorError, stranger, engine_log, vector=str(vector), alpha=alpha)
+    assert error.problems[0].startswith("another pretrained initialisation")
+
+
+def test_other_tokens_are_refused_before_any_weight_is_read(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """The target's own tokenizer.json is compared before the first tensor comes."""
+    from vllm.model_executor.model_loader import get_model_loader
+
+    from tests.support.vllm_model import engine_config
+
+    write_tokenizer(tmp_path / "donor", [f"token {i}" for i in range(512)])
+    tokens = fingerprint(tmp_path / "donor")
+    known = edited_vector(vector, tmp_path / "v", tokenizer=tokens)
+    target = shutil.copytree(family.target, tmp_path / "target")
+    write_tokenizer(target, [f"other {i}" for i in range(512)])
+    config = engine_config(target, "rvec", {"vector": str(known)}, "bfloat16")
+    loader: Any = get_model_loader(config.load_config)
+    with pytest.raises(IncompatibleVectorError) as caught:
+        next(loader.get_all_weights(config.model_config, torch.nn.Module()))
+    assert caught.value.problems[0] == "512 of 512 shared ids differ"
+
+
+def test_force_fuses_what_fits_and_names_the_rest(
+    vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """Another initialisation with a layer more: every refusal is a warning in the log."""
+    target = make_checkpoint(tmp_path / "deeper", seed=1, layers=3)
+    forced = load(target, "rvec", vector=str(vector), alpha=0.3, force=True)
+    merged = make_merged(target, vector, 0.3, tmp_path / "merged", torch.bfloat16)
+    assert_same(forced, load(merged))
+    messages = {record.getMessage() for record in engine_log.records}
+    lines = [message for message in messages if "refused but forced" in message]
+    assert sum("model.layers.2." in line for line in lines) == 12
+    assert sum("another pretrained initialisation" in line for line in lines) == 1
+
+
+def test_warnings_are_logged(
+    family: Family, vector: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """What can't be compared is said at each load."""
+    load(family.target, "rvec", vector=str(vector))
+    assert "Vector and target: tokenizer: tokens are not compared" in engine_log.text
+
+
+@pytest.mark.parametrize("encoding", ["sparse", "int8", "lowrank"])
+def test_every_encoding_is_fused_as_it_decodes(
+    family: Family, tmp_path: Path, encoding: str
+) -> None:
+    """Fused equals merged, bit for bit, for what is not stored dense."""
+    made = extract(family.tuned, family.base, tmp_path / "v", encoding=encoding, rank=4)
+    encodings = {entry.encoding for entry in made.manifest.tensors.values()}
+    assert encoding in encodings
+    dense = made_dense(made.output, tmp_path / "dense")
+    merged = load(make_merged(family.target, dense, 0.3, tmp_path / "merged", torch.bfloat16))
+    assert_same(load(family.target, "rvec", vector=str(made.output), alpha=0.3), merged)
+
+
+def test_a_vector_without_the_prefix_is_fused_alike(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """Donors exported as bare models have no `model.` before their names."""
+    sides = [
+        with_tensors(
+            side,
+            tmp_path / side.name,
+            {name.removeprefix("model."): tensor for name, tensor in tensors(side).items()},
+        )
+        for side in (family.tuned, family.base)
+    ]
+    bare = extract(sides[0], sides[1], tmp_path / "v", encoding="dense").output
+    assert "norm.weight" in tensors(bare)
+    fused = load(family.target, "rvec", vector=str(bare), alpha=0.3)
+    assert_same(fused, load(family.target, "rvec", vector=str(vector), alpha=0.3))
+
+
+@pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.3])
+@pytest.mark.parametrize("case", list(itertools.product([448, 576], ["common", "skip-embeddings"])))
+def test_a_vocabulary_of_another_size_is_exact(
+    family: Family, vector: Path, tmp_path: Path, case: tuple[int, str], alpha: float
+) -> None:
+    """Rows that get nothing keep every bit, -0.0 too; alpha 0 is the target."""
+    rows, policy = case
+    target = resized(family.target, tmp_path / "target", rows)
+    fused = load(target, "rvec", vector=str(vector), alpha=alpha, vocabulary=policy)
+    embedding = "model.embed_tokens.weight"
+    stored = tensors(
+        make_merged(
+            target, without(vector, embedding, tmp_path), alpha, tmp_path / "m", torch.bfloat16
+        )
+    )
+    if policy == "common" and alpha:
+        shared = min(rows, 512)
+        v = tensors(vector)[embedding][:shared]
+        theta = stored[embedding][:shared].float()
+        stored[embedding][:shared] = (theta + torch.tensor(alpha) * v).bfloat16()
+    assert_same(fused, load(with_tensors(target, tmp_path / "merged", stored)))
+
+
+def without(vector: Path, name: str, folder: Path) -> Path:
+    """Write a vector's tensors but one; where a tensor is missing, the target's stays."""
+    kept = {n: tensor for n, tensor in tensors(vector).items() if n != name}
+    (folder / "without").mkdir()
+    save_file(kept, folder / "without" / "vector.safetensors")
+    return folder / "without"
+
+
+def test_a_vocabulary_of_another_size_is_refused_by_default(
+    family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """The message names the way out."""
+    target = resized(family.target, tmp_path / "target", 576)
+    error = expect(IncompatibleVectorError, target, engine_log, vector=str(vector))
+    assert "shape [512, 64] in the vector, [576, 64] in the target (the vocabulary policy" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize(("rows", "policy"), [(512, "strict"), (576, "common"), (448, "common")])
+def test_a_stored_tied_head_is_fused_like_the_embedding_of_any_size(
+    family: Family, vector: Path, tmp_path: Path, rows: int, policy: str
+) -> None:
+    """VLLM loads such a head as a matrix of its own: it must get the embedding's part of v."""
+    target = resized(family.target, tmp_path / "target", rows)
+    fused = load(target, "rvec", vector=str(vector), alpha=-1, vocabulary=policy)
+    stored = tensors(target)
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+    twice = with_tensors(target, tmp_path / "twice", stored)
+    assert_same(load(twice, "rvec", vector=str(vector), alpha=-1, vocabulary=policy), fused)
 
 
 def test_a_pickle_target_is_refused(family: Family, vector: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_two_lines_are_enough(file: Path) -> None:
         "enhanced@1": 1.0,
     }
     assert (config.host, config.port, config.api_key) == ("127.0.0.1", 8000, None)
+    assert (config.vocabulary, config.force) == ("strict", False)
 
 
 def test_every_setting_is_read(file: Path) -> None:
@@ -54,6 +55,8 @@ def test_every_setting_is_read(file: Path) -> None:
         """
 model: some/model
 vector: some/vector
+vocabulary: common
+force: true
 variants: {plain: {alpha: 0}, half: {alpha: 0.5}, also-half: {alpha: 0.5}}
 host: 0.0.0.0
 port: 0
@@ -65,6 +68,7 @@ env: {VLLM_CPU_KVCACHE_SPACE: 1}
     )
     config = load_config(file, {})
     assert list(config.variants) == ["plain", "half", "also-half"]
+    assert (config.vocabulary, config.force) == ("common", True)
     assert config.api_key == SecretStr("secret")
     assert config.engine_flags == {"max-model-len": 512, "enforce-eager": True}
     assert config.env == {"VLLM_CPU_KVCACHE_SPACE": "1"}

@@ -11,6 +11,7 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.serve import EngineSpec, ServeConfig, Variant, load_config, plan_engines
 from vllm_rvec.serve.config import variants_from_alphas
 
+OPTIONS = {"vector": "v", "alpha": 1.0, "vocabulary": "strict", "force": False}
 FRONT = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
 
 
@@ -34,7 +35,7 @@ def test_one_variant_is_one_engine() -> None:
     assert list(spec.argv) == [
         *FRONT,
         *("--model", "m", "--served-model-name", "enhanced@1", "--load-format", "rvec"),
-        *("--model-loader-extra-config", '{"vector": "v", "alpha": 1.0}'),
+        *("--model-loader-extra-config", json.dumps(OPTIONS)),
         *("--shutdown-timeout", "30"),
     ]
     assert (spec.name, spec.variants) == ("enhanced@1", (Variant("enhanced@1", "v", 1.0),))
@@ -145,21 +146,29 @@ def test_loader_options_are_merged(words: list[str]) -> None:
     spec = plan_one(*words, "--seed", "1")
     assert spec.argv.count("--model-loader-extra-config") == 1
     options = json.loads(after(spec, "--model-loader-extra-config"))
-    assert options == {"vector": "v", "alpha": 1.0, "key": 1}
+    assert options == {**OPTIONS, "key": 1}
     assert spec.argv[-2:] == ("--seed", "1")
+
+
+def test_policy_and_force_reach_the_loader() -> None:
+    """What the check allowed, the loader allows."""
+    spec = plan_one(vocabulary="common", force=True)
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options == {**OPTIONS, "vocabulary": "common", "force": True}
 
 
 def test_configured_loader_options_are_merged() -> None:
     """The same from YAML, as a mapping."""
     spec = plan_one(engine={"model-loader-extra-config": {"key": 1}})
     options = json.loads(after(spec, "--model-loader-extra-config"))
-    assert options == {"vector": "v", "alpha": 1.0, "key": 1}
+    assert options == {**OPTIONS, "key": 1}
 
 
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--model-loader-extra-config", '{"alpha": 2, "vector": "x"}'], "alpha and vector: set"),
+        (["--model-loader-extra-config", '{"alpha": 2, "vector": "x"}'], "alpha and vector: a set"),
+        (["--model-loader-extra-config", '{"force": true}'], "force: a setting of"),
         (["--model-loader-extra-config", "{"], "not JSON"),
         (["--model-loader-extra-config"], "not JSON"),
         (["--model-loader-extra-config", "[1]"], "not a JSON object"),

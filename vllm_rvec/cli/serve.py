@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+import math
 import shlex
 import signal
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.router import (
     Upstream,
     VariantTable,
@@ -37,9 +40,14 @@ from vllm_rvec.serve import (
     plan_engines,
     variants_from_alphas,
 )
-from vllm_rvec.serve.preflight import check_files
+from vllm_rvec.serve.preflight import Preflight, check_files
+from vllm_rvec.vector.compatibility import Verdict
 
 __all__ = ["serve_command"]
+
+logger = logging.getLogger(__name__)
+
+SLOW_SECONDS = 1.0
 
 
 def serve_command(  # noqa: PLR0917 - typer passes every option by name
@@ -47,13 +55,26 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
     model: Annotated[
         str | None, typer.Option(help="The target: a local folder or a Hub id.")
     ] = None,
-    vector: Annotated[str | None, typer.Option(help="The stored vector's folder.")] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="The stored vector: a local folder or a Hub id.")
+    ] = None,
     alpha: Annotated[
         str | None,
         typer.Option(
             help="Alphas to serve, one engine each. 0 is the target unchanged.", show_default="0,1"
         ),
     ] = None,
+    vocab: Annotated[
+        str | None,
+        typer.Option(
+            help="For a target with another number of embedding rows: strict refuses, common adds "
+            "the shared rows, skip-embeddings adds none.",
+            show_default="strict",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where the check of vector and target refuses.")
+    ] = False,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
     ] = None,
@@ -88,20 +109,53 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             "model": model,
             "vector": vector,
             "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
+            "vocabulary": vocab,
+            "force": force or None,
             "host": host,
             "port": port,
             "api_key": api_key,
         },
     )
+    plan_engines(settings, _engine_arguments(context))  # what is wrong there costs nothing to say
+    with _show_when_slow("verifying the vector") as on_progress:
+        found = check_files(settings, on_progress=on_progress)
+    settings = settings.model_copy(update={"vector": str(found.vector)})
     specs = plan_engines(settings, _engine_arguments(context))
-    check_files(settings.model, settings.vector)
     stderr = Console(stderr=True)
     _log_to(stderr)
+    _log_findings(found)
     # The port is held from here on: half a minute of engines must not end in "port in use".
     with bind_socket(settings.host, settings.port) as listener:
         server = _Server(settings, specs, listener, EngineConsole(stderr, verbose=verbose))
         with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
             asyncio.run(server.run(as_json=as_json))
+
+
+@contextmanager
+def _show_when_slow(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar once there has been something to report for a second."""
+    with ExitStack() as stack:
+        first = math.inf
+        update: Callable[[int, int], None] | None = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal first, update
+            first = min(first, time.monotonic())
+            if update is None and time.monotonic() - first > SLOW_SECONDS:
+                update = stack.enter_context(show_progress(what))
+            if update is not None:
+                update(done, total)
+
+        yield on_progress
+
+
+def _log_findings(found: Preflight) -> None:
+    if found.report is None:
+        return
+    for line in found.report.lines(Verdict.WARN):
+        logger.warning("vector and target: %s", line)
+    for line in found.report.lines(Verdict.REFUSE):
+        logger.warning("vector and target, refused but forced: %s", line)
 
 
 def _engine_arguments(context: typer.Context) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,9 +21,14 @@ class LoaderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     vector: str = Field(min_length=1)
-    """Folder of the stored vector."""
+    """The stored vector: its folder or Hub id."""
     alpha: float = 1.0
     """Scaling coefficient of the vector; 0 serves the target unchanged."""
+    vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
+    """What to do where vector and target have different numbers of embedding rows: refuse, add the
+    rows of both, or leave embedding and output head as they are."""
+    force: bool = False
+    """Go on where the check refuses: log it, and leave unfused what does not fit."""
 
     @field_validator("alpha")
     @classmethod

@@ -2,6 +2,9 @@
 
 The sum enters in `get_all_weights`, which vLLM calls at load, at `reload_weights` and at the wake
 from level-2 sleep: always from the stored target, so nothing drifts and nothing is lost.
+
+Each load checks that the vector belongs to the target, also at alpha 0. It trusts the vector's
+bytes: `serve` and `vllm-rvec verify` look at them once.
 """
 
 from __future__ import annotations
@@ -11,15 +14,24 @@ import logging
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vllm_rvec.errors import ERROR_MARKER, IncompatibleVectorError, RvecError
+from huggingface_hub import try_to_load_from_cache
+
+from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.checkpoint.table import is_folder
+from vllm_rvec.errors import ERROR_MARKER, RvecError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
-from vllm_rvec.vector.compatibility import check_architecture
+from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
+from vllm_rvec.vector.compatibility.structure import (
+    Pairing,
+    architecture_findings,
+    structure_level,
+)
+from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
 from vllm_rvec.vector.reader import VectorReader
-from vllm_rvec.vector.verification import verify_finite
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -62,12 +74,11 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         super().load_weights(model, model_config)
         if self.stream is not None and not self.stream.is_complete:
             with _logged_errors():
-                raise IncompatibleVectorError(
-                    f"{model_config.model} was not read to its end",
-                    why=f"the model class {type(model).__name__} left tensors unread, so it is "
-                    "not known whether the vector covers them",
-                    fix="report this model with its config.json",
+                unread = refused(
+                    f"the model class {type(model).__name__} left tensors unread, so it is not "
+                    "known whether the vector covers them"
                 )
+                self._judge(model_config, Level("structure", "not read to its end", (unread,)))
 
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
@@ -86,29 +97,46 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
             self.stream = self._open_stream(model_config)
             started = time.perf_counter()
             yield from self.stream.fuse(weights)
-            self._log_summary(self.stream, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
+            tensors = self.stream.findings(is_tied=tied)
+            self._judge(model_config, structure_level((), tensors), self.stream.lineage())
+            self._log_summary(model_config, self.stream, seconds)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
-        vector = VectorReader(Path(self.config.vector))
+        """Open the vector; check first what can be checked before any weight is read."""
+        vector = VectorReader(locate_vector(self.config.vector).folder)
         hf_config = model_config.hf_config
-        check_architecture(vector.manifest, _facts(hf_config), target=model_config.model)
-        logger.info("Checking that %s holds finite numbers only (once per vector)", vector.folder)
-        verify_finite(vector)
+        facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
+        self._judge(
+            model_config,
+            structure_level(architecture_findings(vector.manifest, facts), ()),
+            tokenizer_level(vector.manifest.tokenizer, _tokenizer_file(model_config)),
+        )
         return FusedStream(
             vector=vector,
+            pairing=Pairing(vector.manifest, self.config.vocabulary),
             alpha=self.config.alpha,
             dtype=model_config.dtype,
-            target=model_config.model,
         )
 
-    def _log_summary(self, stream: FusedStream, seconds: float) -> None:
+    def _judge(self, model_config: ModelConfig, *levels: Level) -> None:
+        """Log what the check warns of, and raise or log what it refuses."""
+        report = Report(self.config.vector, model_config.model, levels)
+        report.raise_if_refused(self.config.force)
+        for line in report.lines(Verdict.WARN):
+            logger.warning("Vector and target: %s", line)
+        for line in report.lines(Verdict.REFUSE):
+            logger.warning("Vector and target, refused but forced: %s", line)
+
+    def _log_summary(self, model_config: ModelConfig, stream: FusedStream, seconds: float) -> None:
         if stream.alpha == 0:
-            logger.info("Loaded %s unchanged: alpha is 0", stream.target)
+            logger.info("Loaded %s unchanged: alpha is 0", model_config.model)
             return
         ledger = stream.ledger
         logger.info(
             "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s",
-            stream.target,
+            model_config.model,
             stream.vector.folder,
             stream.alpha,
             ledger.copies,
@@ -118,8 +146,18 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         )
 
 
-def _facts(hf_config: Any) -> dict[str, object]:
-    return {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
+def _tokenizer_file(model_config: ModelConfig) -> Path | None:
+    """Find the target's tokenizer.json: in its folder, or where the Hub's client keeps it."""
+    folder = Path(model_config.model)
+    if is_folder(folder):
+        return folder / TOKENIZER_NAME
+    try:
+        found = try_to_load_from_cache(
+            model_config.model, TOKENIZER_NAME, revision=model_config.revision
+        )
+    except ValueError:  # no Hub id either: something that vLLM reads by other means
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 @contextmanager

@@ -13,14 +13,23 @@ import torch
 
 from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
-from vllm_rvec.vector.compatibility import check_tensors, part_for
+from vllm_rvec.vector.compatibility.lineage import LineageProbe
+from vllm_rvec.vector.compatibility.structure import tensor_findings
+from vllm_rvec.vector.fitting import fitted_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from vllm_rvec.vector.compatibility.report import Finding, Level
+    from vllm_rvec.vector.compatibility.structure import Pairing
     from vllm_rvec.vector.reader import VectorReader
 
 __all__ = ["FusedStream"]
+
+MOST_SAMPLED = 16
+"""Tensors of the sketch that a load looks at: 1,024 weights. `check` and `serve` look at all. Each
+weight is a memory page of its own, and so many of them would show in the load time of a small
+model."""
 
 
 @dataclass(slots=True)
@@ -29,52 +38,68 @@ class FusedStream:
 
     vector: VectorReader
     """The stored vector."""
+    pairing: Pairing
+    """Which of its tensors goes with which of the target's."""
     alpha: float
     """The scaling coefficient; 0 hands every tensor through as it is."""
     dtype: torch.dtype
     """The model's dtype."""
-    target: str
-    """The target's path or id, for messages."""
     ledger: FuseLedger = field(default_factory=FuseLedger)
     """What was fused."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """The target's tensors that have streamed by."""
+    quantized: list[str] = field(default_factory=list)
+    """Those of a dtype that nothing can be added to."""
     is_complete: bool = False
-    """Whether every tensor streamed by and matched."""
+    """Whether the stream was read to its end."""
+    _samples: dict[str, torch.Tensor] = field(default_factory=dict)
+    _probe: LineageProbe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._probe = LineageProbe(self.vector.manifest, MOST_SAMPLED)
 
     def fuse(
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
         """Hand on a checkpoint's tensors, each as the sum with its part of the vector.
 
+        What does not fit goes through as it is; `findings` tells of it at the end.
+
         Args:
             weights: (checkpoint name, tensor on the CPU), every tensor once.
 
         Yields:
             The same names; theta itself where alpha or the vector's tensor is zero.
-
-        Raises:
-            IncompatibleVectorError: At the end of the stream, with every name that only one side
-                has and every shape that differs.
         """
-        shapes = dict[str, tuple[int, ...]]()
-        quantized = list[str]()
         for name, theta in weights:
-            shapes[name] = tuple(theta.shape)
+            self.shapes[name] = tuple(theta.shape)
             if theta.dtype not in FLOAT_DTYPES:
-                quantized.append(name)
+                self.quantized.append(name)
             yield name, self._sum(name, theta)
-        check_tensors(self.vector.manifest, shapes, target=self.target, quantized=quantized)
+            self._sample(name, theta)  # by now its pages are in memory
         self.is_complete = True
 
+    def findings(self, *, is_tied: object = None) -> list[Finding]:
+        """Compare the vector with the tensors that streamed by, as `tensor_findings`."""
+        return tensor_findings(self.pairing, self.shapes, quantized=self.quantized, is_tied=is_tied)
+
+    def lineage(self) -> Level:
+        """Compare the vector's sketch with the weights that streamed by."""
+        for name, sample in self._samples.items():
+            self._probe.add(name, sample.float().numpy())
+        return self._probe.level()
+
+    def _sample(self, name: str, theta: torch.Tensor) -> None:
+        positions = self._probe.positions(name, self.shapes[name])
+        if positions is not None and theta.dtype in FLOAT_DTYPES:
+            # What is made of it waits for the end of the load.
+            self._samples[name] = torch.take(theta, torch.from_numpy(positions))
+
     def _sum(self, name: str, theta: torch.Tensor) -> torch.Tensor:
-        v = self._part(name)
-        # What does not match goes through unfused: the end of the stream reports all of it.
-        if v is None or v.shape != theta.shape or theta.dtype not in FLOAT_DTYPES:
+        if self.alpha == 0 or theta.dtype not in FLOAT_DTYPES:
+            return theta
+        v = fitted_part(self.vector, self.pairing, name, self.shapes[name], self.alpha)
+        if v is None:
             return theta
         dtype = torch.promote_types(theta.dtype, self.dtype)
         return FusedTensor(theta, v, Fusion(self.alpha, dtype, self.ledger))
-
-    def _part(self, name: str) -> torch.Tensor | None:
-        part = part_for(self.vector.manifest, name)
-        if self.alpha == 0 or part is None:
-            return None
-        return self.vector.tensor(part)

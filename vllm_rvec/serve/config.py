@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
 from pydantic import (
@@ -116,7 +116,14 @@ class ServeConfig(BaseModel):
     """The target: a local folder or a Hugging Face Hub id."""
 
     vector: Annotated[str, Field(min_length=1)]
-    """The stored vector: its folder."""
+    """The stored vector: its folder or Hub id."""
+
+    vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
+    """What to do where vector and target have different numbers of embedding rows: refuse, add the
+    rows of both, or leave embedding and output head as they are."""
+
+    force: bool = False
+    """Go on where the check of vector and target refuses; what does not fit stays unchanged."""
 
     variants: Annotated[dict[VariantName, VariantConfig], Field(min_length=1)] = Field(
         default_factory=lambda: variants_from_alphas(DEFAULT_ALPHAS)

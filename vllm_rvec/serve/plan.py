@@ -30,6 +30,8 @@ MEMORY_FLAGS = frozenset({"gpu-memory-utilization", "kv-cache-memory-bytes"})
 MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 LOADER_OPTIONS = "model-loader-extra-config"
+OWNED_OPTIONS = frozenset({"vector", "alpha", "vocabulary", "force"})
+"""The loader's keys that `serve` sets, so that what was checked is what is loaded."""
 
 _BESIDE_ENGINE = "engines answer on the loopback only; {} belongs to `vllm-rvec serve` itself"
 OWNED_FLAGS = {
@@ -123,7 +125,13 @@ def _engine(
     flags: Sequence[str],
     env: Mapping[str, str],
 ) -> EngineSpec:
-    loader_options = {"vector": variant.vector, "alpha": variant.alpha, **options}
+    loader_options = {
+        "vector": variant.vector,
+        "alpha": variant.alpha,
+        "vocabulary": config.vocabulary,
+        "force": config.force,
+        **options,
+    }
     argv = (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", config.model),
@@ -221,9 +229,9 @@ def _parse_loader_options(text: str) -> dict[str, object]:
         raise _loader_options_error(f"not JSON: {exc}") from exc
     if not isinstance(options, dict):
         raise _loader_options_error("not a JSON object")
-    if ours := {"vector", "alpha"} & options.keys():
+    if ours := OWNED_OPTIONS & options.keys():
         named = " and ".join(sorted(ours))
-        raise _loader_options_error(f"{named}: set by `vector` and `variants`")
+        raise _loader_options_error(f"{named}: a setting of `vllm-rvec serve` itself")
     return options
 
 

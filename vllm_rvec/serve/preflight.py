@@ -1,68 +1,82 @@
 """What can be known wrong before an engine is started: milliseconds in place of half a minute.
 
-Reads headers only, and without torch. The loader checks again, on what really streams by, and it
-alone looks at values.
+Without torch. The vector's bytes are verified here, once for all engines; whether it belongs to the
+target is checked on headers, tokens and a few weights. The loader checks that again, on what really
+streams by.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.table import (
-    FLOAT_DTYPES,
-    is_folder,
-    read_config,
-    read_table,
-    why_no_folder,
-)
+from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.checkpoint.table import is_folder, why_no_folder
 from vllm_rvec.errors import CheckpointNotFoundError
-from vllm_rvec.vector.compatibility import check_architecture, check_tensors
+from vllm_rvec.vector.compatibility import check_target
 from vllm_rvec.vector.reader import VectorReader
+from vllm_rvec.vector.verification import verify
 
 if TYPE_CHECKING:
-    from vllm_rvec.vector.manifest import Manifest
+    from collections.abc import Callable
 
-__all__ = ["check_files"]
+    from vllm_rvec.serve.config import ServeConfig
+    from vllm_rvec.vector.compatibility import Report
+
+__all__ = ["Preflight", "check_files"]
 
 
-def check_files(model: str, vector: str) -> None:
-    """Make sure that target and vector can be read and belong together.
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was found before any engine is started."""
 
-    A target that is a Hub id is left to vLLM, which fetches it.
+    vector: Path
+    """The vector's folder on this machine, for the engines."""
+    report: Report | None
+    """Whether the vector belongs to the target; None for a target on the Hub, which vLLM fetches
+    and the loader checks."""
+
+
+def check_files(
+    config: ServeConfig, *, on_progress: Callable[[int, int], None] | None = None
+) -> Preflight:
+    """Make sure that target and vector can be read, are sound, and belong together.
 
     Args:
-        model: The target: a local folder or a Hub id.
-        vector: The stored vector's folder.
+        config: Names target and vector; with `force` a report that refuses is no error.
+        on_progress: Called with the bytes verified and the bytes in all, unless an earlier
+            verification is remembered.
 
     Raises:
         CheckpointError: The target is a path and can't be read.
         VectorFormatError: There is no vector, or it is not one.
-        VectorCorruptError: The vector's shards are damaged.
+        VectorCorruptError: The vector's shards are damaged, or hold NaN or infinity.
         IncompatibleVectorError: The vector does not belong to the target; all mismatches at once.
     """
-    manifest = VectorReader(Path(vector)).manifest
+    vector = VectorReader(locate_vector(config.vector).folder)
+    target = _local_target(config.model)
+    # The cheap answer before the pass over all bytes.
+    report = None
+    if target is not None:
+        report = check_target(vector, target, vocabulary=config.vocabulary)
+        report.raise_if_refused(config.force)
+    verify(vector, on_progress=on_progress)
+    return Preflight(vector.folder, report)
+
+
+def _local_target(model: str) -> Path | None:
     folder = Path(model)
     if is_folder(folder):
-        _check_target(folder, manifest)
-    elif (why := why_no_folder(folder)) == "it is a file" or _looks_like_a_path(model):
+        return folder
+    if (why := why_no_folder(folder)) == "it is a file" or _looks_like_a_path(model):
         raise CheckpointNotFoundError(
             f"there is no target {model}",
             why=why,
             fix="give a folder with config.json and safetensors files, or a Hub id (owner/name)",
             path=folder,
         )
-
-
-def _check_target(folder: Path, manifest: Manifest) -> None:
-    check_architecture(manifest, read_config(folder), target=str(folder))
-    table = read_table(folder)
-    check_tensors(
-        manifest,
-        {name: info.shape for name, info in table.items()},
-        target=str(folder),
-        quantized=[name for name, info in table.items() if info.dtype not in FLOAT_DTYPES],
-    )
+    return None
 
 
 def _looks_like_a_path(model: str) -> bool:

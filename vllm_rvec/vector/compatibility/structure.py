@@ -1,62 +1,111 @@
-"""Whether a vector belongs to a target: names, shapes, dtypes, architecture. Imports no torch.
+"""Whether a vector fits a target tensor for tensor: architecture, names, shapes, vocabulary.
 
-The same check runs twice: by `serve` on the headers of both, before any engine is started, and by
-the loader on the tensors that really streamed by.
+Imports no torch. The same check runs three times: by `check` and `serve` on the headers of both,
+and by the loader on the tensors that really streamed by.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vllm_rvec.errors import IncompatibleVectorError
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector.compatibility.report import (
+    Finding,
+    Level,
+    Verdict,
+    passed,
+    refused,
+    warned,
+    worst,
+)
+from vllm_rvec.vector.names import (
+    DERIVED_SUFFIXES,
+    OUTPUT_HEAD,
+    by_plain_name,
+    embedding_among,
+    is_vocabulary,
+    plain_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from vllm_rvec.vector.manifest import Manifest
 
-__all__ = ["OUTPUT_HEAD", "check_architecture", "check_tensors", "part_for"]
+__all__ = [
+    "VOCABULARY_POLICIES",
+    "Pairing",
+    "architecture_findings",
+    "structure_level",
+    "tensor_findings",
+    "tensor_problems",
+]
 
-DERIVED_SUFFIXES = (
-    "rotary_emb.inv_freq",
-    "rotary_pos_emb.inv_freq",
-    "rotary_emb.cos_cached",
-    "rotary_emb.sin_cached",
-)
-"""Buffers that old checkpoints carry though every engine computes them itself."""
-
-OUTPUT_HEAD = "lm_head.weight"
-EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
-
-
-def part_for(manifest: Manifest, name: str) -> str | None:
-    """Name the vector's tensor that belongs to a target's tensor.
-
-    That is the tensor of the same name. Donors with tied embeddings may store no output head, as
-    theirs is the embedding; then the head's part is the embedding's. A target of that family may
-    well store its head a second time, and vLLM then loads it as a matrix of its own.
-
-    Returns:
-        A name in the manifest, or None where the vector does not cover the target's tensor.
-    """
-    if name in manifest.tensors:
-        return name
-    if name == OUTPUT_HEAD and manifest.tie_word_embeddings:
-        embeddings = [n for n in manifest.tensors if n.endswith(EMBEDDING_SUFFIXES)]
-        return embeddings[0] if len(embeddings) == 1 else None
-    return None
+VOCABULARY_POLICIES: Final = ("strict", "common", "skip-embeddings")
+"""What to do where vector and target have different numbers of embedding rows. strict: refuse.
+common: add the rows that both have. skip-embeddings: add nothing to embedding and output head,
+whatever their sizes."""
 
 
-def check_architecture(manifest: Manifest, config: Mapping[str, object], *, target: str) -> None:
-    """Refuse a vector whose donors are of another kind than the target.
+class Pairing:
+    """Which of a vector's tensors is added to which of a target's.
 
     Args:
         manifest: The vector's manifest.
-        config: The target's config.json.
-        target: The target's path or id, for the message.
+        vocabulary: One of `VOCABULARY_POLICIES`.
 
     Raises:
-        IncompatibleVectorError: Model type or architecture differs.
+        ConfigError: There is no such policy.
+    """
+
+    def __init__(self, manifest: Manifest, vocabulary: str = "strict") -> None:
+        if vocabulary not in VOCABULARY_POLICIES:
+            raise ConfigError(
+                f"vocabulary policy {vocabulary!r}: choose one of {', '.join(VOCABULARY_POLICIES)}"
+            )
+        self.manifest = manifest
+        self.vocabulary = vocabulary
+        self._plain = by_plain_name(manifest.tensors)
+
+    def part_for(self, name: str) -> str | None:
+        """Name the vector's tensor that belongs to a target's tensor.
+
+        That is the tensor of the same name, with or without `model.` before it. Donors with tied
+        embeddings have no output head of their own; then the head's part is the embedding's. A
+        target of that family may well store its head a second time, and vLLM then loads it as a
+        matrix of its own.
+
+        Returns:
+            A name in the manifest, or None where the vector does not cover the target's tensor.
+        """
+        if name in self.manifest.tensors:
+            return name
+        if (part := self._plain.get(plain_name(name))) is not None:
+            return part
+        if name == OUTPUT_HEAD and self.manifest.tie_word_embeddings:
+            return embedding_among(self.manifest.tensors)
+        return None
+
+    def is_skipped(self, name: str) -> bool:
+        """Tell whether a target's tensor stays as it is because of the policy."""
+        return self.vocabulary == "skip-embeddings" and is_vocabulary(name)
+
+    def fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Tell whether the vector's part for a target's tensor can be added to that shape."""
+        part = self.part_for(name)
+        if part is None:
+            return False
+        ours = self.manifest.tensors[part].shape
+        may_differ = self.vocabulary == "common" and is_vocabulary(name)
+        return ours == shape or (may_differ and bool(ours) and ours[1:] == shape[1:])
+
+
+def architecture_findings(manifest: Manifest, config: Mapping[str, object]) -> list[Finding]:
+    """Compare the donors' kind of model with a target's.
+
+    Args:
+        manifest: The vector's manifest. What it leaves empty is not compared.
+        config: The target's config.json.
     """
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
@@ -64,78 +113,141 @@ def check_architecture(manifest: Manifest, config: Mapping[str, object], *, targ
         ("model type", manifest.model_type, config.get("model_type")),
         ("architecture", manifest.architecture, first),
     )
-    problems = [
-        f"{what}: the vector's donors have {ours}, the target has {theirs}"
-        for what, ours, theirs in facts
-        if ours and theirs is not None and ours != theirs
-    ]
-    if problems:
-        raise IncompatibleVectorError(
-            f"the vector does not belong to {target}",
-            problems=problems,
-            why="a reasoning vector is only defined for the architecture of its donors",
-            fix="use a vector made from donors of the target's own family and size",
-        )
+    findings = []
+    for what, ours, theirs in facts:
+        if not ours or theirs is None:
+            whose = "the target's configuration" if ours else "the vector's manifest"
+            findings.append(warned(f"{what} is not compared: {whose} does not say"))
+        elif ours == theirs:
+            findings.append(passed(f"{what}: {ours}"))
+        else:
+            findings.append(
+                refused(f"{what}: the vector's donors have {ours}, the target has {theirs}")
+            )
+    return findings
 
 
-def check_tensors(
-    manifest: Manifest,
+def tensor_findings(
+    pairing: Pairing,
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    target: str,
     quantized: Iterable[str] = (),
-) -> None:
-    """Refuse a vector that does not cover the target tensor for tensor.
+    is_tied: object = None,
+) -> list[Finding]:
+    """Compare vector and target tensor for tensor.
 
     Args:
-        manifest: The vector's manifest.
+        pairing: The vector's manifest, and the vocabulary policy.
         shapes: Every tensor of the target with its shape.
-        target: The target's path or id, for the message.
         quantized: Names of target tensors of a dtype that nothing can be added to.
-
-    Raises:
-        IncompatibleVectorError: A vector tensor that the target lacks, a target tensor that the
-            vector does not cover, or shapes that differ: all of them at once.
+        is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
     """
-    problems = [
-        *_not_in_target(manifest, shapes),
-        *_not_covered(manifest, shapes),
-        *_misshapen(manifest, shapes),
-        *_not_addable(manifest, quantized),
+    problems = tensor_problems(pairing, shapes, quantized)
+    return [
+        *map(refused, problems),
+        *map(warned, _rows_left(pairing, shapes)),
+        *map(warned, _untied(pairing, shapes, is_tied)),
+        *([] if problems else [passed(_coverage(pairing, shapes))]),
     ]
-    if problems:
-        raise IncompatibleVectorError(
-            f"the vector does not fit {target}: {len(problems)} tensors don't match",
-            problems=problems,
-            why="every tensor must be in both, with one shape, or the sum is not the formula's",
-            fix="use a vector made from donors of exactly this architecture, vocabulary and size",
-        )
 
 
-def _not_in_target(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
-    for name in sorted(manifest.tensors.keys() - shapes.keys()):
+def structure_level(architecture: Iterable[Finding], tensors: Iterable[Finding]) -> Level:
+    """Put findings on architecture and on tensors together."""
+    kinds, found = tuple(architecture), tuple(tensors)
+    count = sum(finding.verdict is Verdict.REFUSE for finding in found)
+    parts = []
+    if worst(finding.verdict for finding in kinds) is Verdict.REFUSE:
+        parts.append("another architecture")
+    if count:
+        parts.append(f"{count} tensors don't match")
+    summary = " and ".join(parts) or "architecture, names and shapes match"
+    return Level("structure", summary, (*kinds, *found), {"mismatched_tensors": count})
+
+
+def tensor_problems(
+    pairing: Pairing, shapes: Mapping[str, tuple[int, ...]], quantized: Iterable[str] = ()
+) -> list[str]:
+    """Say where vector and target don't match tensor for tensor; as `tensor_findings`."""
+    return [
+        *_not_in_target(pairing, shapes),
+        *_not_covered(pairing, shapes),
+        *_misshapen(pairing, shapes),
+        *_not_addable(pairing, quantized),
+    ]
+
+
+def _not_in_target(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    manifest = pairing.manifest
+    used = {pairing.part_for(name) for name in shapes}
+    for name in sorted(manifest.tensors.keys() - used):
         # A tied head that donors store a second time is the embedding's part again.
         is_tied_head = name == OUTPUT_HEAD and manifest.tie_word_embeddings
-        if not is_tied_head and not name.endswith(DERIVED_SUFFIXES):
+        if not is_tied_head and not pairing.is_skipped(name) and not is_derived(name):
             yield f"{name}: in the vector, the target has no such tensor"
 
 
-def _not_covered(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _not_covered(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    if not pairing.manifest.complete:
+        return
     for name in sorted(shapes):
-        if part_for(manifest, name) is None and not name.endswith(DERIVED_SUFFIXES):
+        if pairing.part_for(name) is None and not pairing.is_skipped(name) and not is_derived(name):
             yield f"{name}: in the target, the vector does not cover it"
 
 
-def _misshapen(manifest: Manifest, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _misshapen(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
     for name, shape in sorted(shapes.items()):
-        part = part_for(manifest, name)
-        if part is not None and manifest.tensors[part].shape != tuple(shape):
-            ours = list(manifest.tensors[part].shape)
-            yield f"{name}: shape {ours} in the vector, {list(shape)} in the target"
+        part = pairing.part_for(name)
+        if part is None or pairing.is_skipped(name) or pairing.fits(name, tuple(shape)):
+            continue
+        ours = list(pairing.manifest.tensors[part].shape)
+        way_out = " (the vocabulary policy common adds the shared rows)"
+        may_be_common = is_vocabulary(name) and ours[1:] == list(shape[1:])
+        yield (
+            f"{name}: shape {ours} in the vector, {list(shape)} in the target"
+            + (way_out if may_be_common else "")
+        )
 
 
-def _not_addable(manifest: Manifest, quantized: Iterable[str]) -> Iterator[str]:
+def _not_addable(pairing: Pairing, quantized: Iterable[str]) -> Iterator[str]:
     for name in sorted(quantized):
-        part = part_for(manifest, name)
-        if part is not None and manifest.tensors[part].encoding != "zero":
+        part = pairing.part_for(name)
+        if part is not None and pairing.manifest.tensors[part].encoding != "zero":
             yield f"{name}: the target's tensor is quantized, nothing can be added to it"
+
+
+def _rows_left(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Say what the vocabulary policy leaves out."""
+    for name, shape in sorted(shapes.items()):
+        part = pairing.part_for(name)
+        if part is None or not is_vocabulary(name):
+            continue
+        if pairing.is_skipped(name):
+            yield f"{name}: nothing is added to it ({pairing.vocabulary})"
+        elif pairing.fits(name, tuple(shape)):
+            rows = pairing.manifest.tensors[part].shape[0] if shape else 0
+            if shape and rows < shape[0]:
+                yield f"{name}: nothing is added to rows {rows} to {shape[0] - 1}"
+            elif shape and rows > shape[0]:
+                yield f"{name}: rows {shape[0]} to {rows - 1} of the vector are left out"
+
+
+def _untied(
+    pairing: Pairing, shapes: Mapping[str, tuple[int, ...]], is_tied: object
+) -> Iterator[str]:
+    if pairing.manifest.tie_word_embeddings and OUTPUT_HEAD in shapes and is_tied is False:
+        yield (
+            f"{OUTPUT_HEAD}: the donors share it with the embedding, the target does not; it gets "
+            "the embedding's part of the vector"
+        )
+
+
+def _coverage(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    covered = sum(pairing.part_for(n) is not None and not pairing.is_skipped(n) for n in shapes)
+    return (
+        f"names and shapes match; the vector covers {covered} of the target's {len(shapes)} tensors"
+    )
+
+
+def is_derived(name: str) -> bool:
+    """Tell whether a tensor is a buffer that every engine computes itself."""
+    return name.endswith(DERIVED_SUFFIXES)

@@ -1,0 +1,212 @@
+"""vllm_rvec.vector.compatibility.structure: architecture, names, shapes, tying, vocabulary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vllm_rvec.checkpoint.table import read_config, read_table
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector import VectorReader
+from vllm_rvec.vector.compatibility import Verdict
+from vllm_rvec.vector.compatibility.structure import (
+    VOCABULARY_POLICIES,
+    Pairing,
+    architecture_findings,
+    structure_level,
+    tensor_findings,
+    tensor_problems,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.checkpoints import Family
+    from vllm_rvec.vector import Manifest
+
+EMBEDDING = "model.embed_tokens.weight"
+Shapes = dict[str, tuple[int, ...]]
+
+
+@pytest.fixture
+def manifest(vector: Path) -> Manifest:
+    return VectorReader(vector).manifest
+
+
+@pytest.fixture
+def shapes(family: Family) -> Shapes:
+    return {name: info.shape for name, info in read_table(family.target).items()}
+
+
+def problems(manifest: Manifest, shapes: Shapes, vocabulary: str = "strict") -> list[str]:
+    return tensor_problems(Pairing(manifest, vocabulary), shapes)
+
+
+def warnings(manifest: Manifest, shapes: Shapes, vocabulary: str = "strict") -> list[str]:
+    found = tensor_findings(Pairing(manifest, vocabulary), shapes)
+    return [finding.text for finding in found if finding.verdict is Verdict.WARN]
+
+
+def test_a_target_of_the_family_passes(manifest: Manifest, shapes: Shapes, family: Family) -> None:
+    """Same names, same shapes, same architecture; nothing to warn of."""
+    level = structure_level(
+        architecture_findings(manifest, read_config(family.target)),
+        tensor_findings(Pairing(manifest), shapes, is_tied=True),
+    )
+    assert level.verdict is Verdict.PASS
+    assert level.summary == "architecture, names and shapes match"
+    assert f"covers {len(shapes)} of the target's {len(shapes)}" in level.findings[-1].text
+
+
+def test_every_mismatch_is_reported(manifest: Manifest, shapes: Shapes) -> None:
+    """Missing in the target, not covered by the vector, misshapen, quantized: all at once."""
+    shapes.pop("model.norm.weight")
+    shapes["model.layers.9.mlp.up_proj.weight"] = (1, 1)
+    shapes[EMBEDDING] = (1, 1)
+    found = tensor_findings(
+        Pairing(manifest), shapes, quantized=["model.layers.0.mlp.up_proj.weight"]
+    )
+    level = structure_level((), found)
+    assert level.summary == "4 tensors don't match"
+    assert level.numbers == {"mismatched_tensors": 4}
+    assert [text.split(":")[0] for text in level.texts(Verdict.REFUSE)] == [
+        "model.norm.weight",
+        "model.layers.9.mlp.up_proj.weight",
+        EMBEDDING,
+        "model.layers.0.mlp.up_proj.weight",
+    ]
+    assert "shape [512, 64] in the vector, [1, 1] in the target" in found[2].text
+
+
+def test_a_tied_head_gets_the_embeddings_part(manifest: Manifest, shapes: Shapes) -> None:
+    """Donors that are tied store no head: a target's stored head is covered all the same."""
+    shapes["lm_head.weight"] = (512, 64)
+    assert not problems(manifest, shapes)
+    assert Pairing(manifest).part_for("lm_head.weight") == EMBEDDING
+    untied = manifest.model_copy(update={"tie_word_embeddings": False})
+    assert problems(untied, shapes) == [
+        "lm_head.weight: in the target, the vector does not cover it"
+    ]
+
+
+def test_a_head_of_its_own_against_tied_donors_is_a_warning(
+    manifest: Manifest, shapes: Shapes
+) -> None:
+    """It is no longer the embedding whose part it gets; a head stored twice is."""
+    shapes["lm_head.weight"] = (512, 64)
+    for is_tied, count in ((False, 1), (True, 0), (None, 0)):
+        found = tensor_findings(Pairing(manifest), shapes, is_tied=is_tied)
+        assert sum(finding.verdict is Verdict.WARN for finding in found) == count
+
+
+def test_a_head_of_untied_donors_must_be_in_the_target(manifest: Manifest, shapes: Shapes) -> None:
+    """Dropping it would add another vector than the one that was made."""
+    head = {"lm_head.weight": manifest.tensors[EMBEDDING]}
+    with_head = manifest.model_copy(update={"tensors": manifest.tensors | head})
+    assert not problems(with_head, shapes)
+    untied = with_head.model_copy(update={"tie_word_embeddings": False})
+    assert problems(untied, shapes) == [
+        "lm_head.weight: in the vector, the target has no such tensor"
+    ]
+
+
+def test_derived_buffers_need_no_vector(manifest: Manifest, shapes: Shapes) -> None:
+    """Old checkpoints carry rotary tables that engines compute themselves."""
+    shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (16,)
+    assert not problems(manifest, shapes)
+
+
+@pytest.mark.parametrize("prefixed", ["vector", "target"])
+def test_a_prefix_on_one_side_changes_nothing(
+    manifest: Manifest, shapes: Shapes, prefixed: str
+) -> None:
+    """`model.` before the names tells how a model was exported, not what it is."""
+    if prefixed == "vector":
+        shapes = {name.removeprefix("model."): shape for name, shape in shapes.items()}
+    else:
+        bare = {name.removeprefix("model."): entry for name, entry in manifest.tensors.items()}
+        manifest = manifest.model_copy(update={"tensors": bare})
+    assert not problems(manifest, shapes)
+
+
+def test_names_that_are_equal_without_the_prefix_stand_for_themselves(
+    manifest: Manifest, shapes: Shapes
+) -> None:
+    """Where a vector has both `x` and `model.x`, neither is taken for the other."""
+    twice = manifest.tensors | {"norm.weight": manifest.tensors["model.norm.weight"]}
+    pairing = Pairing(manifest.model_copy(update={"tensors": twice}))
+    assert pairing.part_for("norm.weight") == "norm.weight"
+    assert pairing.part_for("model.norm.weight") == "model.norm.weight"
+    assert pairing.part_for("layers.0.mlp.up_proj.weight") is None
+
+
+def test_a_vector_of_some_modules_leaves_the_others(manifest: Manifest, shapes: Shapes) -> None:
+    """`complete: false` says that a target may have more; a complete vector's may not."""
+    some = {n: entry for n, entry in manifest.tensors.items() if "mlp" in n}
+    partial = manifest.model_copy(update={"tensors": some, "complete": False})
+    assert not problems(partial, shapes)
+    (found,) = tensor_findings(Pairing(partial), shapes)
+    assert f"covers {len(some)} of the target's {len(shapes)} tensors" in found.text
+    assert problems(partial.model_copy(update={"complete": True}), shapes)
+
+
+@pytest.mark.parametrize("rows", [448, 576])
+def test_another_number_of_rows_is_a_matter_of_policy(
+    manifest: Manifest, shapes: Shapes, rows: int
+) -> None:
+    """Strict refuses and names the way out; the others say what they leave out."""
+    shapes[EMBEDDING] = (rows, 64)
+    (refusal,) = problems(manifest, shapes)
+    assert refusal == (
+        f"{EMBEDDING}: shape [512, 64] in the vector, [{rows}, 64] in the target (the vocabulary "
+        "policy common adds the shared rows)"
+    )
+    assert not problems(manifest, shapes, "common")
+    assert not problems(manifest, shapes, "skip-embeddings")
+    (common,) = warnings(manifest, shapes, "common")
+    assert common == (
+        f"{EMBEDDING}: nothing is added to rows 512 to 575"
+        if rows > 512
+        else f"{EMBEDDING}: rows 448 to 511 of the vector are left out"
+    )
+    assert warnings(manifest, shapes, "skip-embeddings") == [
+        f"{EMBEDDING}: nothing is added to it (skip-embeddings)"
+    ]
+
+
+def test_common_is_for_rows_only(manifest: Manifest, shapes: Shapes) -> None:
+    """Another width, or other rows of another matrix, is refused under every policy but one."""
+    shapes[EMBEDDING] = (512, 32)
+    shapes["model.layers.0.mlp.up_proj.weight"] = (127, 64)
+    assert len(problems(manifest, shapes, "common")) == 2
+    assert len(problems(manifest, shapes, "skip-embeddings")) == 1
+
+
+def test_a_policy_of_another_name_is_refused(manifest: Manifest) -> None:
+    """The message has those that there are."""
+    with pytest.raises(ConfigError, match=", ".join(VOCABULARY_POLICIES)):
+        Pairing(manifest, "some")
+
+
+def test_another_architecture_is_refused(manifest: Manifest) -> None:
+    """Both are named, for model type and architecture."""
+    config: dict[str, object] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    level = structure_level(architecture_findings(manifest, config), ())
+    assert level.verdict is Verdict.REFUSE
+    assert level.summary == "another architecture"
+    assert level.findings[0].text == (
+        "model type: the vector's donors have qwen2, the target has llama"
+    )
+    assert "Qwen2ForCausalLM, the target has LlamaForCausalLM" in level.findings[1].text
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "qwen2", "architectures": "Qwen2"}])
+def test_an_architecture_that_nobody_names_is_a_warning(
+    manifest: Manifest, config: dict[str, object]
+) -> None:
+    """What can't be compared is said, not guessed."""
+    findings = architecture_findings(manifest, config)
+    assert Verdict.WARN in [finding.verdict for finding in findings]
+    nameless = manifest.model_copy(update={"model_type": "", "architecture": ""})
+    assert {f.verdict for f in architecture_findings(nameless, config)} == {Verdict.WARN}

@@ -1,0 +1,85 @@
+"""The check of a vector against a target on disk: headers, tokens, and a few weights.
+
+Imports no torch. The loader asks the same questions of what streams by; it puts the levels together
+itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm_rvec.checkpoint.table import FLOAT_DTYPES, read_config, read_table
+from vllm_rvec.vector.compatibility.lineage import LineageProbe
+from vllm_rvec.vector.compatibility.report import Report
+from vllm_rvec.vector.compatibility.structure import (
+    Pairing,
+    architecture_findings,
+    structure_level,
+    tensor_findings,
+)
+from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
+from vllm_rvec.vector.compatibility.weights import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from vllm_rvec.checkpoint.table import TensorTable
+    from vllm_rvec.vector.compatibility.report import Level
+    from vllm_rvec.vector.manifest import Manifest
+    from vllm_rvec.vector.reader import VectorReader
+
+__all__ = ["check_target"]
+
+
+def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "strict") -> Report:
+    """Check whether a vector belongs to a target.
+
+    Args:
+        vector: The stored vector.
+        target: The target's folder.
+        vocabulary: One of `VOCABULARY_POLICIES`.
+
+    Returns:
+        Three levels: structure, tokenizer, lineage.
+
+    Raises:
+        CheckpointError: The target can't be read.
+        ConfigError: There is no such policy.
+    """
+    manifest = vector.manifest
+    config, table = read_config(target), read_table(target)
+    return Report(
+        vector=str(vector.folder),
+        target=str(target),
+        levels=(
+            _structure(Pairing(manifest, vocabulary), config, table),
+            tokenizer_level(manifest.tokenizer, target / TOKENIZER_NAME),
+            _lineage(manifest, table),
+        ),
+    )
+
+
+def _structure(pairing: Pairing, config: Mapping[str, Any], table: TensorTable) -> Level:
+    return structure_level(
+        architecture_findings(pairing.manifest, config),
+        tensor_findings(
+            pairing,
+            {name: info.shape for name, info in table.items()},
+            quantized=[name for name, info in table.items() if info.dtype not in FLOAT_DTYPES],
+            is_tied=config.get("tie_word_embeddings"),
+        ),
+    )
+
+
+def _lineage(manifest: Manifest, table: TensorTable) -> Level:
+    probe = LineageProbe(manifest)
+    wanted = {
+        name: positions
+        for name, info in table.items()
+        if (positions := probe.positions(name, info.shape)) is not None
+    }
+    for name, values in read_weights(table, wanted).items():
+        probe.add(name, values)
+    return probe.level()
