@@ -5,8 +5,12 @@ BIN := .venv/bin
 SHELL := /bin/bash
 # Tests and the demo must not wait for a hub that they don't need.
 export HF_HUB_OFFLINE ?= 1
+# An environment with mergekit that is there already can be named instead of made.
+MERGEKIT_ENV ?= .venv-mergekit
+MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench demo-train lock clean
+.PHONY: help setup demo test test-fast lint format bench bench-load bench-merge mergekit parity demo-train \
+	lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,11 +50,29 @@ format: setup ## Format, and mend what lint can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-bench: setup ## Load time: fused against plain and eager
+mergekit: .venv-mergekit/.made ## Make mergekit's own environment, to compare with
+
+.venv-mergekit/.made: requirements/mergekit.txt
+	$(PYTHON) -m venv .venv-mergekit
+	.venv-mergekit/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements/mergekit.txt
+	@# As for .venv: an index without a CPU build of torch gives the CUDA one.
+	@.venv-mergekit/bin/python -c 'import torch' 2>/dev/null \
+		|| .venv-mergekit/bin/pip install --disable-pip-version-check --quiet -r <(grep '^torch==' requirements/mergekit.txt)
+	@touch $@
+
+parity: setup $(MERGEKIT_MADE) ## Our merge beside mergekit's, bit by bit
+	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m pytest tests/parity -rP --show-capture=stdout
+
+bench: bench-load bench-merge ## Measure everything that is measured
+
+bench-load: setup ## Load time: fused against plain and eager
 	VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks.load_time
+
+bench-merge: setup ## Extract beside cp, merge beside mergekit (make mergekit)
+	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m benchmarks.extract_merge
 
 lock: setup ## Resolve requirements/cpu.txt again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-mergekit .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -20,31 +20,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.checkpoints import make_checkpoints
 from tests.support.vllm_model import CreatedModel, engine_config
-from vllm_rvec.checkpoint.writer import ShardWriter
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
 from vllm_rvec.vector.extract import extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-QWEN2_0_5B = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "tie_word_embeddings": True,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
-}
 
 
 def main() -> None:
@@ -139,42 +121,10 @@ def _report(seconds: dict[str, list[float]], *, as_json: bool) -> None:
 
 
 def _make_files(folder: Path, layers: int) -> tuple[Path, Path]:
-    config = QWEN2_0_5B | {"num_hidden_layers": layers}
-    for seed, name in enumerate(("base", "tuned", "target")):
-        _make_checkpoint(folder / name, config, seed)
-    extract(folder / "tuned", folder / "base", folder / "vector", dtype="bfloat16")
+    make_checkpoints(folder, layers, ("base", "tuned", "target"))
+    donors = folder / "tuned", folder / "base"
+    extract(*donors, folder / "vector", dtype="bfloat16", encoding="dense")
     return folder / "target", folder / "vector"
-
-
-def _make_checkpoint(folder: Path, config: dict[str, Any], seed: int) -> None:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    generator = torch.Generator().manual_seed(seed)
-    shapes = dict(_shapes(config))
-    with ShardWriter(
-        folder / "model.safetensors", shapes, torch.bfloat16, {"format": "pt"}
-    ) as file:
-        for name, shape in shapes.items():
-            file.write(name, torch.randn(shape, generator=generator) * 0.02)
-        file.finish()
-
-
-def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
-    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
-            yield f"{prefix}.self_attn.{name}_proj.weight", (rows, hidden)
-            yield f"{prefix}.self_attn.{name}_proj.bias", (rows,)
-        yield f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)
-        yield f"{prefix}.mlp.gate_proj.weight", (inner, hidden)
-        yield f"{prefix}.mlp.up_proj.weight", (inner, hidden)
-        yield f"{prefix}.mlp.down_proj.weight", (hidden, inner)
-        yield f"{prefix}.input_layernorm.weight", (hidden,)
-        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
 
 
 if __name__ == "__main__":

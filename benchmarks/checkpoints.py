@@ -1,0 +1,84 @@
+"""Checkpoints of a real model's shape, for benchmarks: random weights, written block by block."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_rvec.checkpoint.writer import ShardWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+__all__ = ["make_checkpoints"]
+
+QWEN2_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+    "use_sliding_window": False,
+}
+
+
+INITIAL_DEVIATION, TUNED_DEVIATION = 0.02, 0.0005
+
+
+def make_checkpoints(folder: Path, layers: int, names: tuple[str, ...]) -> list[Path]:
+    """Write bf16 checkpoints of one family: one initialisation, tuned in different directions.
+
+    Args:
+        folder: Where they go, each in a folder of its own.
+        layers: Of each; 24 is Qwen2-0.5B, 988 MB.
+        names: Their folders' names. The first is the initialisation itself; all others differ from
+            it, and from each other, in most weights.
+    """
+    config = QWEN2_0_5B | {"num_hidden_layers": layers}
+    for seed, name in enumerate(names):
+        _make_checkpoint(folder / name, config, seed)
+    return [folder / name for name in names]
+
+
+def _make_checkpoint(folder: Path, config: dict[str, Any], seed: int) -> None:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    first, own = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
+    shapes = dict(_shapes(config))
+    with ShardWriter(folder / "model.safetensors", shapes.items(), {"format": "pt"}) as file:
+        for name, shape in shapes.items():
+            weights = torch.randn(shape, generator=first) * INITIAL_DEVIATION
+            if seed:
+                weights.add_(torch.randn(shape, generator=own), alpha=TUNED_DEVIATION)
+            file.write(name, weights.bfloat16())
+        file.finish()
+
+
+def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    kv = hidden // config["num_attention_heads"] * config["num_key_value_heads"]
+    yield "model.embed_tokens.weight", (config["vocab_size"], hidden)
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for name, rows in (("q", hidden), ("k", kv), ("v", kv)):
+            yield f"{prefix}.self_attn.{name}_proj.weight", (rows, hidden)
+            yield f"{prefix}.self_attn.{name}_proj.bias", (rows,)
+        yield f"{prefix}.self_attn.o_proj.weight", (hidden, hidden)
+        yield f"{prefix}.mlp.gate_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.up_proj.weight", (inner, hidden)
+        yield f"{prefix}.mlp.down_proj.weight", (hidden, inner)
+        yield f"{prefix}.input_layernorm.weight", (hidden,)
+        yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
+    yield "model.norm.weight", (hidden,)

@@ -1,0 +1,161 @@
+"""The model card of a merged checkpoint: what it was made of, and how. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vllm_rvec.checkpoint.fetch import Located
+    from vllm_rvec.vector.manifest import Donor, Manifest
+
+__all__ = ["Ingredient", "merged_card"]
+
+MAX_FRONT_MATTER_CHARACTERS = 1 << 16
+"""What is looked for stands at the beginning of the target's card; no more of it is read."""
+
+MAX_SHOWN = 200
+"""Characters of an id or a licence that are shown: they come from files of others."""
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+
+CARD = """\
+---
+{front_matter}---
+
+# {title}
+
+{target} with {what} added to its weights, tensor by tensor:
+
+    merged = {formula}
+
+each alpha, product and sum in float32, rounded once to the dtype of the target's tensor. A tensor
+to which nothing is added is the target's, byte for byte.
+
+|  | id | revision | alpha | blake3 of vector.json |
+| --- | --- | --- | --- | --- |
+{rows}
+
+{donors}
+
+Made by {tool} on {created} with `vllm-rvec merge`, vocabulary policy `{vocabulary}`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """One vector of a merge."""
+
+    vector: Located
+    alpha: float
+    manifest: Manifest
+    manifest_blake3: str
+    """Digest of its vector.json, in hexadecimal."""
+
+
+def merged_card(
+    title: str,
+    target: Located,
+    ingredients: Sequence[Ingredient],
+    vocabulary: str,
+    *,
+    created: str,
+    tool: str,
+) -> str:
+    """Write a merged checkpoint's README.md.
+
+    Args:
+        title: What the checkpoint is called.
+        target: What the vectors were added to. Its own card's licence is kept.
+        ingredients: The vectors, in the order of adding.
+        vocabulary: The policy for embedding rows.
+        created: Date and time.
+        tool: Name and version of the writer.
+    """
+    return CARD.format(
+        front_matter=yaml.safe_dump(_front_matter(target), sort_keys=False, allow_unicode=True),
+        title=_plain(title),
+        target=_code(target.id),
+        what="a stored vector" if len(ingredients) == 1 else f"{len(ingredients)} stored vectors",
+        formula=_formula(len(ingredients)),
+        rows="\n".join(_rows(target, ingredients)),
+        donors="\n".join(_donor_lines(ingredients)),
+        tool=tool,
+        created=created,
+        vocabulary=vocabulary,
+    )
+
+
+def _front_matter(target: Located) -> dict[str, Any]:
+    found = _read_front_matter(target.folder / "README.md")
+    is_on_hub = target.revision is not None and HUB_ID.fullmatch(target.id)
+    return {
+        **({"base_model": [target.id], "base_model_relation": "merge"} if is_on_hub else {}),
+        **{key: _plain(found[key]) for key in LICENSE_KEYS if isinstance(found.get(key), str)},
+        "library_name": "transformers",
+        "tags": ["merge", "task-arithmetic", "vllm-rvec"],
+    }
+
+
+def _read_front_matter(card: Path) -> dict[str, Any]:
+    """Read the YAML between the first two lines of dashes; nothing where there is none."""
+    try:
+        with card.open(encoding="utf-8") as file:
+            text = file.read(MAX_FRONT_MATTER_CHARACTERS)
+        matched = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
+        found = yaml.safe_load(matched[1]) if matched else None
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _formula(count: int) -> str:
+    total = "theta"
+    for number in range(1, count + 1):
+        suffix = str(number) if count > 1 else ""
+        total = f"{f'({total})' if number > 1 else total} + alpha{suffix} * v{suffix}"
+    return total
+
+
+def _rows(target: Located, ingredients: Sequence[Ingredient]) -> list[str]:
+    rows = [("target", target, "", "")]
+    for number, ingredient in enumerate(ingredients, 1):
+        name = f"v{number}" if len(ingredients) > 1 else "v"
+        rows.append((name, ingredient.vector, repr(ingredient.alpha), ingredient.manifest_blake3))
+    return [
+        f"| {name} | {_code(where.id)} | {_code(where.revision)} | {alpha} | {_code(digest)} |"
+        for name, where, alpha, digest in rows
+    ]
+
+
+def _donor_lines(ingredients: Sequence[Ingredient]) -> list[str]:
+    lines = []
+    for number, ingredient in enumerate(ingredients, 1):
+        name = f"v{number}" if len(ingredients) > 1 else "v"
+        donors = ingredient.manifest.donors
+        sides = f"tuned {_described(donors.tuned)}, base {_described(donors.base)}"
+        lines.append(f"- {name} = `{ingredient.manifest.formula}` with {sides}")
+    return lines
+
+
+def _described(donor: Donor) -> str:
+    revision = f" at {_code(donor.revision)}" if donor.revision else ""
+    licence = f" (licence {_code(donor.license)})" if donor.license else ""
+    return _code(donor.id) + revision + licence
+
+
+def _plain(text: str) -> str:
+    """Take out what Markdown, a table or a terminal would act on."""
+    return " ".join(re.sub(r"[^\w./@:+ -]", " ", text).split())[:MAX_SHOWN]
+
+
+def _code(text: str | None) -> str:
+    return f"`{_plain(text)}`" if text and _plain(text) else ""
