@@ -1,0 +1,108 @@
+"""The other road: an exported adapter in real vLLM with `--enable-lora`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.integration.conftest import DEMO
+from tests.support.checkpoints import tensors
+from vllm_rvec.vector.lora.exporting import export_lora
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.engine
+
+RANK = 8
+PROMPTS = [
+    "Start with 46. Add 5. Take 8. What is the result?",
+    "Leo has 60 apples. Gets 2. Gives 7. How many apples now?",
+]
+
+
+def merge_product(base: Path, adapter: Path, folder: Path) -> Path:
+    """Merge B @ A to disk in float32, without the package's own code."""
+    shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    factors, merged = tensors(adapter), {}
+    for name, theta in tensors(base).items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        merged[name] = theta.float()
+        if f"{module}.lora_A.weight" in factors:
+            merged[name] += factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
+    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def greedy(folder: Path) -> list[list[int]]:
+    """Answer by transformers, in float32."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    answers = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            out = model.generate(ids, max_new_tokens=24, do_sample=False)
+        answers.append(out[0, ids.shape[1] :].tolist())
+    return answers
+
+
+def test_vllm_serves_the_exported_adapter(tmp_path: Path) -> None:
+    """Greedy tokens are those of the model with the same product merged, not the base's."""
+    made = export_lora(DEMO / "vector", tmp_path / "adapter", rank=RANK)
+    assert made.scaling == 1
+    merged = merge_product(DEMO / "target", made.output, tmp_path / "merged")
+    script = tmp_path / "served.py"
+    script.write_text(SERVED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(DEMO / "target"), str(made.output), json.dumps(PROMPTS)],
+        env={
+            **os.environ,
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    base, adapted = json.loads(done.stdout.splitlines()[-1])
+    assert base == greedy(DEMO / "target")
+    assert adapted == greedy(merged)
+    assert adapted != base
+
+
+SERVED = f"""
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+if __name__ == "__main__":
+    model, adapter, prompts = sys.argv[1:]
+    llm = LLM(
+        model,
+        dtype="float32",
+        enforce_eager=True,
+        max_model_len=256,
+        enable_lora=True,
+        max_lora_rank={RANK},
+    )
+    sampling = SamplingParams(temperature=0, max_tokens=24)
+    answers = []
+    for request in (None, LoRARequest("rvec", 1, adapter)):
+        out = llm.generate(json.loads(prompts), sampling, lora_request=request)
+        answers.append([list(o.outputs[0].token_ids) for o in out])
+    print(json.dumps(answers))
+"""
