@@ -1,14 +1,24 @@
 """`vllm-rvec`: the commands, and what a failure of each kind exits with."""
 
 import sys
+from collections.abc import Callable
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from vllm_rvec import __version__
+from vllm_rvec.cli.check import check_command
+from vllm_rvec.cli.combine import combine_command
 from vllm_rvec.cli.extract import extract_command
+from vllm_rvec.cli.inspect import inspect_command
+from vllm_rvec.cli.lora import export_lora_command, import_lora_command
+from vllm_rvec.cli.merge import merge_command
+from vllm_rvec.cli.push import push_command
+from vllm_rvec.cli.random_like import random_like_command
 from vllm_rvec.cli.serve import serve_command
+from vllm_rvec.cli.transform import transform_command
+from vllm_rvec.cli.verify import verify_command
 from vllm_rvec.errors import (
     CheckpointError,
     ConfigError,
@@ -54,7 +64,21 @@ for commands in (app, serve_app):
         epilog=EXIT_HELP,
         context_settings={"allow_extra_args": True},
     )(serve_command)
-app.command("extract", epilog=EXIT_HELP)(extract_command)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "extract": extract_command,
+    "inspect": inspect_command,
+    "verify": verify_command,
+    "check": check_command,
+    "merge": merge_command,
+    "transform": transform_command,
+    "combine": combine_command,
+    "random-like": random_like_command,
+    "import-lora": import_lora_command,
+    "export-lora": export_lora_command,
+    "push": push_command,
+}
+for name, command in COMMANDS.items():
+    app.command(name, epilog=EXIT_HELP)(command)
 
 
 @app.command("version")
