@@ -50,20 +50,23 @@ BLOCK_ELEMENTS = 1 << 17
 """Elements converted to float32 at a time: two buffers of 512 KiB stay in a core's L2 cache."""
 
 
-def difference(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+def difference(
+    tuned: torch.Tensor, base: torch.Tensor, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute v = tuned - base in float32.
 
     Args:
         tuned: The tuned donor's tensor, any shape, one of `FLOAT_DTYPES`.
         base: The base donor's tensor, same shape, one of `FLOAT_DTYPES`.
+        out: A float32 tensor of that shape to write to; a new one where None. May be an input.
 
     Returns:
-        A float32 tensor of that shape, newly allocated.
+        The float32 difference.
 
     >>> difference(torch.tensor([1.5]), torch.tensor([1.0]))
     tensor([0.5000])
     """
-    return torch.sub(tuned.float(), base.float())
+    return torch.sub(tuned.float(), base.float(), out=out)
 
 
 def fuse(

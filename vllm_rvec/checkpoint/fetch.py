@@ -19,6 +19,7 @@ from vllm_rvec.errors import (
     RvecError,
     VectorFormatError,
     VectorNotFoundError,
+    printable,
 )
 
 __all__ = ["Located", "locate_adapter", "locate_checkpoint", "locate_vector"]
@@ -37,7 +38,8 @@ class Located:
     @classmethod
     def local(cls, folder: Path) -> Located:
         """Name a folder that is nothing but local."""
-        return cls(folder, folder.resolve().name)
+        # Not every name is text: a manifest and a model card say this one.
+        return cls(folder, printable(folder.resolve().name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ model.
 from __future__ import annotations
 
 import mmap
+import threading
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,7 @@ class CheckpointReader:
         self.table = read_table(folder) if table is None else table
         self._maps: dict[Path, mmap.mmap] = {}
         self._sizes: dict[Path, int] = {}
+        self._lock = threading.Lock()  # several threads may ask for tensors
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one tensor, on the CPU, in the dtype and shape of the file.
@@ -85,13 +87,19 @@ class CheckpointReader:
             mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _map(self, shard: Path) -> mmap.mmap:
-        if shard not in self._maps:
-            with shard.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            if len(mapped) != self._size_bytes(shard):
-                raise ValueError(f"it had {self._size_bytes(shard)} bytes, now {len(mapped)}")
-            self._maps[shard] = mapped
-        return self._maps[shard]
+        if (mapped := self._maps.get(shard)) is not None:
+            return mapped
+        with self._lock:
+            if shard not in self._maps:
+                self._maps[shard] = self._mapped(shard)
+            return self._maps[shard]
+
+    def _mapped(self, shard: Path) -> mmap.mmap:
+        with shard.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        if len(mapped) != self._size_bytes(shard):
+            raise ValueError(f"it had {self._size_bytes(shard)} bytes, now {len(mapped)}")
+        return mapped
 
     def _size_bytes(self, shard: Path) -> int:
         """Return a file's size by its header: data ends where the file does."""

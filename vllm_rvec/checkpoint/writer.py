@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO
 
-__all__ = ["ShardWriter", "header_room"]
+__all__ = ["ShardWriter", "Slot", "header_room"]
 
 HEADER_ALIGNMENT_BYTES = 8
 ENTRY_BYTES = 130
@@ -35,6 +36,34 @@ def header_room(shapes: Iterable[tuple[str, tuple[int, ...]]], metadata: Mapping
     named = sum(len(json.dumps(pair)) + ENTRY_BYTES for pair in shapes)
     room = named + len(json.dumps({"__metadata__": dict(metadata)}))
     return room + -room % HEADER_ALIGNMENT_BYTES
+
+
+@dataclass(slots=True)
+class Slot:
+    """The room of one tensor in a file under construction."""
+
+    descriptor: int
+    position: int
+    """Where in the file the next block goes."""
+    end: int
+    """Where the tensor's data ends."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all data is there."""
+        return self.position == self.end
+
+    def append(self, block: torch.Tensor) -> None:
+        """Write the tensor's next block, in its dtype."""
+        if block.numel() == 0:  # its strides may be anything
+            return
+        data = block.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        if self.position + len(data) > self.end:
+            raise RuntimeError("more data than was announced for a tensor")
+        while data:
+            count = os.pwrite(self.descriptor, data, self.position)
+            self.position += count
+            data = data[count:]
 
 
 class ShardWriter:
@@ -58,10 +87,9 @@ class ShardWriter:
         self.path = path
         self._room = header_room(shapes, metadata)
         self._header: dict[str, object] = {"__metadata__": dict(metadata)}
-        self._offset = 0
-        self._expected = 0
+        self._end = 0
+        self._slots: list[Slot] = []
         self._file: BinaryIO = path.open("xb")
-        self._file.seek(LENGTH_BYTES + self._room)
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -74,11 +102,6 @@ class ShardWriter:
     ) -> None:
         self._file.close()
 
-    @property
-    def size_bytes(self) -> int:
-        """How much data the file holds so far, without its header."""
-        return self._offset
-
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Append one tensor.
 
@@ -86,28 +109,29 @@ class ShardWriter:
             name: One of the names announced to the constructor.
             tensor: On the CPU, of any dtype that safetensors has.
         """
-        self.begin(name, tensor.dtype, tuple(tensor.shape))
-        self.append(tensor)
+        self.begin(name, tensor.dtype, tuple(tensor.shape)).append(tensor)
 
-    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        """Announce a tensor whose data follows in blocks, in order."""
-        self._check_whole()
-        self._expected = self._offset + math.prod(shape) * dtype.itemsize
+    def begin(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Slot:
+        """Make room for a tensor whose data follows in blocks.
+
+        Returns:
+            The room. Several may be filled at a time, each by a thread of its own.
+        """
+        start, self._end = self._end, self._end + math.prod(shape) * dtype.itemsize
         self._header[name] = {
             "dtype": DTYPE_NAMES[dtype],
             "shape": list(shape),
-            "data_offsets": [self._offset, self._expected],
+            "data_offsets": [start, self._end],
         }
-
-    def append(self, block: torch.Tensor) -> None:
-        """Append the next block of the tensor that was begun, in its dtype."""
-        data = block.detach().contiguous().reshape(-1).view(torch.uint8)
-        self._file.write(data.numpy().data)
-        self._offset += data.numel()
+        data_start = LENGTH_BYTES + self._room
+        slot = Slot(self._file.fileno(), data_start + start, data_start + self._end)
+        self._slots.append(slot)
+        return slot
 
     def finish(self, *, is_durable: bool = True) -> None:
         """Write the header, and wait until the disk has the file unless told otherwise."""
-        self._check_whole()
+        if not all(slot.is_full for slot in self._slots):
+            raise RuntimeError(f"a tensor of {self.path.name} was announced with another size")
         header = json.dumps(self._header, separators=(",", ":")).encode()
         if len(header) > self._room:
             raise RuntimeError(f"more tensors in {self.path.name} than were announced")
@@ -121,7 +145,3 @@ class ShardWriter:
     def sync(self) -> None:
         """Wait until the disk has what was written; another thread may do so meanwhile."""
         os.fsync(self._file.fileno())
-
-    def _check_whole(self) -> None:
-        if self._offset != self._expected:
-            raise RuntimeError(f"a tensor of {self.path.name} was announced with another size")

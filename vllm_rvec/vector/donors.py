@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import torch
 
+from vllm_rvec.checkpoint.model_card import license_of
 from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import read_config
-from vllm_rvec.errors import CheckpointError
+from vllm_rvec.errors import CheckpointError, printable
 from vllm_rvec.vector.encodings.source import row_blocks
-from vllm_rvec.vector.manifest import Donor, Vocabulary
+from vllm_rvec.vector.manifest import MAX_DIMENSIONS, Donor, Vocabulary, is_tensor_name
 from vllm_rvec.vector.names import OUTPUT_HEAD, by_plain_name, embedding_among, is_vocabulary
 from vllm_rvec.vector.writer import file_digest
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.checkpoint.fetch import Located
 
-__all__ = ["DonorReader", "Pair", "license_of", "match_donors", "vocabulary_of"]
+__all__ = ["DonorReader", "Pair", "match_donors", "vocabulary_of"]
 
 DIGESTED_NAMES = ("config.json", "tokenizer.json")
 """Files of a donor that are digested beside its shards."""
@@ -39,15 +41,17 @@ class DonorReader:
         donor: Its folder and what it is called.
 
     Raises:
-        CheckpointError: It can't be read.
+        CheckpointError: It can't be read, or has a tensor that no vector can have.
     """
 
     def __init__(self, donor: Located) -> None:
         self.located = donor
         self.config: dict[str, Any] = read_config(donor.folder)
         self.reader = CheckpointReader(donor.folder)
+        self._check_tensors()
         self._pool = ThreadPoolExecutor(1, "rvec-donor-digest")
         self._digests: dict[Path, Future[str]] = {}
+        self._lock = threading.Lock()  # tensors are asked for by several threads
 
     def __enter__(self) -> Self:
         return self
@@ -65,18 +69,21 @@ class DonorReader:
         """Its first architecture; empty if its configuration names none."""
         architectures = self.config.get("architectures")
         is_named = isinstance(architectures, list) and architectures
-        return str(architectures[0]) if is_named else ""  # type: ignore[index]
+        return printable(str(architectures[0])) if is_named else ""  # type: ignore[index]
 
     @property
     def model_type(self) -> str:
         """Its model type; empty if its configuration has none."""
-        return str(self.config.get("model_type") or "")
+        return printable(str(self.config.get("model_type") or ""))
+
+    @property
+    def is_untied(self) -> bool:
+        """Whether its configuration says that its output head is not its embedding."""
+        return self.config.get("tie_word_embeddings") is False
 
     def tensor(self, name: str) -> torch.Tensor:
         """Return one of its tensors, and have its file digested while the file is in memory."""
-        shard = self.reader.table[name].shard
-        if shard not in self._digests:
-            self._digests[shard] = self._pool.submit(file_digest, shard)
+        self._digest(self.reader.table[name].shard)
         return self.reader.tensor(name)
 
     def blocks(self, name: str, rows: int | None) -> Iterator[torch.Tensor]:
@@ -101,14 +108,36 @@ class DonorReader:
         others = [path for name in DIGESTED_NAMES if (path := self.folder / name).is_file()]
         shards = {info.shard for info in self.reader.table.values()}
         for path in (*others, *shards):
-            if path not in self._digests:
-                self._digests[path] = self._pool.submit(file_digest, path)
+            self._digest(path)
         return Donor(
             id=self.located.id,
             revision=self.located.revision,
             license=license_of(self.folder),
-            files={path.name: job.result() for path, job in sorted(self._digests.items())},
+            files={
+                printable(path.name): job.result() for path, job in sorted(self._digests.items())
+            },
         )
+
+    def _digest(self, path: Path) -> None:
+        with self._lock:
+            if path not in self._digests:
+                self._digests[path] = self._pool.submit(file_digest, path)
+
+    def _check_tensors(self) -> None:
+        problems = [
+            f"{name!r}: shape {list(info.shape)}"
+            for name, info in sorted(self.reader.table.items())
+            if not is_tensor_name(name) or len(info.shape) > MAX_DIMENSIONS
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{self.folder} has tensors that no vector can have",
+                problems=problems,
+                why="a name in a vector is printable, not empty, and has no colon; a shape has at "
+                f"most {MAX_DIMENSIONS} dimensions",
+                fix="rename them, or check where the checkpoint comes from",
+                path=self.folder,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +173,7 @@ def match_donors(tuned: DonorReader, base: DonorReader, vocabulary: str = "stric
     problems += [f"{theirs[key]}: only in {base.folder}" for key in sorted(theirs.keys() - ours)]
     pairs = []
     for key in ours.keys() & theirs.keys():
-        pair, problem = _pair(tuned, base, ours[key], theirs[key], vocabulary)
+        pair, problem = _pair(tuned, base, (key, ours[key], theirs[key]), vocabulary)
         problems += [problem] if problem else []
         pairs.append(pair)
     if problems:
@@ -181,9 +210,11 @@ def _sides(tuned: DonorReader, base: DonorReader) -> tuple[dict[str, str], dict[
         ours.pop(OUTPUT_HEAD, None)
         theirs.pop(OUTPUT_HEAD, None)
         return ours, theirs
-    for side in (ours, theirs):
-        # A donor without a head of its own uses its embedding as one.
-        if OUTPUT_HEAD not in side and (embedding := embedding_among(side.values())):
+    for donor, side in ((tuned, ours), (base, theirs)):
+        # A donor without a head of its own uses its embedding as one; but for the bare model of an
+        # untied one, which was written without its head.
+        embedding = None if donor.is_untied else embedding_among(side.values())
+        if OUTPUT_HEAD not in side and embedding is not None:
             side[OUTPUT_HEAD] = embedding
     return ours, theirs
 
@@ -192,7 +223,7 @@ def _is_tied(donor: DonorReader, names: dict[str, str]) -> bool:
     """Tell whether a donor's output head is its embedding: not stored, or stored twice."""
     head, embedding = names.get(OUTPUT_HEAD), embedding_among(names.values())
     if head is None or embedding is None:
-        return head is None
+        return head is None and not donor.is_untied
     table = donor.reader.table
     if (table[head].shape, table[head].dtype) != (table[embedding].shape, table[embedding].dtype):
         return False
@@ -206,11 +237,11 @@ def _model_problems(tuned: DonorReader, base: DonorReader) -> list[str]:
 
 
 def _pair(
-    tuned: DonorReader, base: DonorReader, ours: str, theirs: str, vocabulary: str
+    tuned: DonorReader, base: DonorReader, names: tuple[str, str, str], vocabulary: str
 ) -> tuple[Pair, str]:
-    name = max(ours, theirs, key=len)  # the one with the prefix
-    if OUTPUT_HEAD in {ours, theirs}:
-        name = OUTPUT_HEAD
+    plain, ours, theirs = names
+    # The one with the prefix; but a head may be one donor's embedding.
+    name = OUTPUT_HEAD if plain == OUTPUT_HEAD else max(ours, theirs, key=len)
     shape, other = tuned.reader.table[ours].shape, base.reader.table[theirs].shape
     pair = Pair(name, shape, ours, theirs)
     if shape == other:
@@ -221,26 +252,3 @@ def _pair(
     if vocabulary != "common":
         return pair, f"{problem} (--vocab common takes the rows that both have)"
     return Pair(name, (min(shape[0], other[0]), *shape[1:]), ours, theirs), ""
-
-
-def license_of(folder: Path) -> str | None:
-    """Read `license:` from the front matter of a checkpoint's model card."""
-    try:
-        with (folder / "README.md").open(encoding="utf-8") as file:
-            lines = [line.rstrip() for _, line in zip(range(MAX_CARD_LINES), file, strict=False)]
-    except (OSError, ValueError):
-        return None
-    if not lines or lines[0] != "---" or "---" not in lines[1:]:
-        return None
-    for line in _front_matter(lines):
-        key, colon, value = line.partition(":")
-        if colon and key == "license":
-            return value.strip().strip("'\"") or None
-    return None
-
-
-MAX_CARD_LINES = 200
-
-
-def _front_matter(lines: list[str]) -> Iterator[str]:
-    return iter(lines[1 : lines.index("---", 1)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from vllm_rvec.vector.encodings.source import norm_of
 from vllm_rvec.vector.manifest import Donors, Manifest, Roundtrip, TensorEntry
 from vllm_rvec.vector.names import OUTPUT_HEAD
 from vllm_rvec.vector.roundtrip import RoundtripCount
+from vllm_rvec.vector.scratch import Scratch
 from vllm_rvec.vector.writer import TOOL, VectorWriter, now, write_manifest
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ VOCABULARY_POLICIES = ("strict", "common")
 
 LOSSY_ENCODINGS = {"int8", "lowrank"}
 
-WORKERS = min(8, os.cpu_count() or 1)
-"""Tensors measured at a time. Their pages are few; beyond this Python's lock sets the pace."""
+WORKERS = max(1, min(4, (os.cpu_count() or 1) - 1))
+"""Tensors measured at a time, beside the one that is written. More wait for Python's lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,22 +143,22 @@ class _Difference:
     base: DonorReader
     pair: Pair
     dtype: torch.dtype
-    measures: Measures = field(default_factory=Measures)
-    roundtrip: RoundtripCount = field(default_factory=RoundtripCount)
+    scratch: Scratch
+    measures: Measures
+    roundtrip: RoundtripCount
     squared_base_norm: float = 0.0
 
     def source(self) -> Source:
         """Give the difference, to be read in blocks any number of times."""
-        return Source(self.pair.shape, lambda: (difference(*sides) for sides in self._blocks()))
+        return Source(self.pair.shape, lambda: (v for _, _, v in self._blocks()))
 
     def measured(self) -> _Difference:
         """Make the first pass, unless the tensor is of integers."""
         if self.is_float:
-            for tuned, own_base in self._blocks():
-                base = own_base.float()
-                v = self.measures.add(difference(tuned, base), self.dtype)
+            for tuned, base, v in self._blocks():
+                stored = self.measures.add(v, self.dtype)
                 self.squared_base_norm += norm_of(base) ** 2
-                self.roundtrip.add(tuned, base, v)
+                self.roundtrip.add(tuned, base, stored)
         return self
 
     @property
@@ -166,10 +168,14 @@ class _Difference:
         names = self.pair.tuned, self.pair.base
         return all(t[n].dtype in FLOAT_DTYPES for t, n in zip(tables, names, strict=True))
 
-    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Give blocks of tuned as it is stored, of base in float32, and of their difference."""
         rows = self.pair.shape[0] if self.pair.shape else None
         sides = self.tuned.blocks(self.pair.tuned, rows), self.base.blocks(self.pair.base, rows)
-        return zip(*sides, strict=True)
+        for tuned, own_base in zip(*sides, strict=True):
+            base = self.scratch.copy("base", own_base, torch.float32)
+            wide = self.scratch.copy("v", tuned, torch.float32)
+            yield tuned, base, difference(wide, base, out=wide)
 
 
 @dataclass(slots=True)
@@ -180,6 +186,7 @@ class _Extractor:
     base: DonorReader
     choice: Choice
     on_progress: Callable[[int, int], None] | None
+    scratch: Scratch = field(default_factory=Scratch)
     roundtrip: RoundtripCount = field(default_factory=RoundtripCount)
     squared_norm: float = 0.0
     squared_base_norm: float = 0.0
@@ -190,8 +197,12 @@ class _Extractor:
         """Write the shards, and describe them."""
         shapes = {pair.name: pair.shape for pair in pairs}
         total = sum(torch.Size(shape).numel() for shape in shapes.values())
-        with VectorWriter(folder, shapes) as writer:
-            for v in self._measured(pairs):
+        with (
+            single_threaded_kernels(),
+            VectorWriter(folder, shapes) as writer,
+            _threads() as pool,
+        ):
+            for v in self._measured(pairs, pool):
                 self._write_tensor(writer, v)
                 self.done += writer.entries[v.pair.name].elements
                 if self.on_progress is not None:
@@ -229,22 +240,27 @@ class _Extractor:
             size_bytes=sum(file.size_bytes for file in manifest.files.values()),
         )
 
-    def _measured(self, pairs: list[Pair]) -> Iterator[_Difference]:
+    def _measured(self, pairs: list[Pair], pool: Executor) -> Iterator[_Difference]:
         """Measure tensors on all cores, a little ahead of the one that is being written."""
-        differences = (
-            _Difference(self.tuned, self.base, pair, self.choice.dtype) for pair in pairs
+        ahead: deque[Future[_Difference]] = deque()
+        for pair in pairs:
+            ahead.append(pool.submit(self._difference(pair).measured))
+            if len(ahead) > WORKERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _difference(self, pair: Pair) -> _Difference:
+        scratch = self.scratch
+        return _Difference(
+            self.tuned,
+            self.base,
+            pair,
+            self.choice.dtype,
+            scratch,
+            Measures(scratch=scratch),
+            RoundtripCount(scratch=scratch),
         )
-        with single_threaded_kernels(), ThreadPoolExecutor(WORKERS, "rvec-measure") as pool:
-            ahead: deque[Future[_Difference]] = deque()
-            try:
-                for v in differences:
-                    ahead.append(pool.submit(v.measured))
-                    if len(ahead) > WORKERS:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
 
     def _write_tensor(self, writer: VectorWriter, v: _Difference) -> None:
         pair, measures = v.pair, v.measures
@@ -288,6 +304,16 @@ class _Extractor:
     def _sketched_shapes(self, pairs: list[Pair]) -> dict[str, tuple[int, ...]]:
         table = self.base.reader.table
         return {pair.name: pair.shape for pair in pairs if table[pair.base].dtype in FLOAT_DTYPES}
+
+
+@contextmanager
+def _threads() -> Iterator[Executor]:
+    """Give threads to measure in; what they have not begun is not done on an error."""
+    with ThreadPoolExecutor(WORKERS, "rvec-extract") as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Sampler:

@@ -40,6 +40,7 @@ __all__ = [
     "FORMAT_VERSION",
     "HASH_BYTES",
     "MANIFEST_NAME",
+    "MAX_DIMENSIONS",
     "SKETCH_SAMPLES",
     "Donor",
     "Donors",
@@ -53,6 +54,7 @@ __all__ = [
     "TokenizerFingerprint",
     "Vocabulary",
     "is_own",
+    "is_tensor_name",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -68,6 +70,7 @@ MAX_PROBLEMS = 50_000
 """Nor are more of its problems told: pydantic takes a kilobyte for each."""
 SLICE_ENTRIES = 4096
 """So many tensors are checked before the next; a damaged manifest ends at the first such."""
+MAX_DIMENSIONS: Final = 8
 MAX_ELEMENTS = 1 << 48
 """No tensor has more elements; products of what a file claims stay small numbers."""
 
@@ -87,8 +90,13 @@ def _check_blake3(digest: str) -> str:
     return digest
 
 
+def is_tensor_name(name: str) -> bool:
+    """Tell whether a tensor of a vector can have a name."""
+    return bool(name) and ":" not in name and name.isprintable()
+
+
 def _check_tensor_name(name: str) -> str:
-    if not name or ":" in name or not name.isprintable():
+    if not is_tensor_name(name):
         msg = "a tensor's name is printable, not empty, and has no colon"
         raise ValueError(msg)
     return name
@@ -156,7 +164,7 @@ class Vocabulary(_Record):
 class TensorEntry(_Record):
     """One tensor of the vector."""
 
-    shape: Annotated[tuple[Count, ...], FailFast(), Field(max_length=8)]
+    shape: Annotated[tuple[Count, ...], FailFast(), Field(max_length=MAX_DIMENSIONS)]
     """As in the donors, `[out, in]` for a linear weight."""
     dtype: str
     """What it decodes to, in safetensors' words: F32, BF16, F16; for zero the donors' own."""

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from vllm_rvec.checkpoint.model_card import read_front_matter
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vllm_rvec.checkpoint.fetch import Located
     from vllm_rvec.vector.manifest import Donor, Manifest
 
 __all__ = ["Ingredient", "merged_card"]
-
-MAX_FRONT_MATTER_CHARACTERS = 1 << 16
-"""What is looked for stands at the beginning of the target's card; no more of it is read."""
 
 MAX_SHOWN = 200
 """Characters of an id or a licence that are shown: they come from files of others."""
@@ -95,7 +93,7 @@ def merged_card(
 
 
 def _front_matter(target: Located) -> dict[str, Any]:
-    found = _read_front_matter(target.folder / "README.md")
+    found = read_front_matter(target.folder)
     is_on_hub = target.revision is not None and HUB_ID.fullmatch(target.id)
     return {
         **({"base_model": [target.id], "base_model_relation": "merge"} if is_on_hub else {}),
@@ -103,18 +101,6 @@ def _front_matter(target: Located) -> dict[str, Any]:
         "library_name": "transformers",
         "tags": ["merge", "task-arithmetic", "vllm-rvec"],
     }
-
-
-def _read_front_matter(card: Path) -> dict[str, Any]:
-    """Read the YAML between the first two lines of dashes; nothing where there is none."""
-    try:
-        with card.open(encoding="utf-8") as file:
-            text = file.read(MAX_FRONT_MATTER_CHARACTERS)
-        matched = re.match(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.DOTALL)
-        found = yaml.safe_load(matched[1]) if matched else None
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _formula(count: int) -> str:

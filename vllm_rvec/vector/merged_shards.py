@@ -76,10 +76,9 @@ class ShardMerger:
             VectorCorruptError: A vector's parts can't be read, or contradict each other.
         """
         # A finished shard is made durable while the next one is written.
-        with ThreadPoolExecutor(1, "rvec-sync") as syncer, SumWriter() as writer:
+        with ThreadPoolExecutor(1, "rvec-sync") as syncer:
             synced = [
-                self._write_shard(writer, syncer, shard, folder / shard.name)
-                for shard in self._shards()
+                self._write_shard(syncer, shard, folder / shard.name) for shard in self._shards()
             ]
             for job in synced:
                 job.result()
@@ -87,11 +86,11 @@ class ShardMerger:
     def _shards(self) -> list[Path]:
         return sorted({info.shard for info in self.table.values()})
 
-    def _write_shard(
-        self, writer: SumWriter, syncer: ThreadPoolExecutor, source: Path, sink: Path
-    ) -> Future[None]:
+    def _write_shard(self, syncer: ThreadPoolExecutor, source: Path, sink: Path) -> Future[None]:
         own = [(name, info) for name, info in self.table.items() if info.shard == source]
-        with source.open("rb") as theta, sink.open("xb") as out:
+        # The writer's threads end before the files are closed, after an error too: another file
+        # could get the same descriptor.
+        with source.open("rb") as theta, sink.open("xb") as out, SumWriter() as writer:
             size_bytes = os.fstat(theta.fileno()).st_size
             os.ftruncate(out.fileno(), size_bytes)
             files, end = (theta, out), 0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from vllm_rvec.vector.manifest import Roundtrip
+from vllm_rvec.vector.scratch import Scratch
 
 __all__ = ["RoundtripCount"]
 
@@ -22,6 +23,8 @@ class RoundtripCount:
     exact: int = 0
     one_unit_off: int = 0
     further_off: int = 0
+    scratch: Scratch = field(default_factory=Scratch, repr=False)
+    """For what is computed of a block."""
 
     def add(self, tuned: torch.Tensor, base: torch.Tensor, v: torch.Tensor) -> None:
         """Take one block into account.
@@ -32,13 +35,15 @@ class RoundtripCount:
             v: What a reader of the vector gets, in float32.
         """
         # The reference formula at alpha 1: the product is v itself, and the sum is rounded once.
-        back = torch.add(base, v).to(tuned.dtype)
+        wide = torch.add(base, v, out=self.scratch.take("sum", v.shape, torch.float32))
+        back = self.scratch.copy("back", wide, tuned.dtype)
         bits = torch.int32 if tuned.dtype == torch.float32 else torch.int16
         found, expected = (t.contiguous().view(bits).numpy().reshape(-1) for t in (back, tuned))
-        exact = int(np.count_nonzero(np.equal(found, expected)))
-        self.exact += exact
-        if exact != found.size:
-            self._add_wrong(found, expected, exact)
+        wrong = np.not_equal(found, expected, out=self._mask(found.size))
+        count = int(np.count_nonzero(wrong))
+        self.exact += found.size - count
+        if count:
+            self._add_wrong(found[wrong], expected[wrong])
 
     def merge(self, other: RoundtripCount) -> None:
         """Add another count."""
@@ -56,18 +61,16 @@ class RoundtripCount:
             further_off=self.further_off,
         )
 
-    def _add_wrong(self, found: Integers, expected: Integers, exact: int) -> None:
-        """Count distances between floats that are not all the same, given their bits."""
-        other_sign = (found ^ expected) < 0
-        # Of one sign, floats are in the order of their bits.
-        near = np.abs(np.subtract(found, expected)) <= 1
-        if other_sign.any():
-            crossing = np.flatnonzero(other_sign)
-            units = np.abs(_ordered(found[crossing]) - _ordered(expected[crossing]))
-            near[crossing] = units <= 1
-        near_count = int(np.count_nonzero(near))
-        self.one_unit_off += near_count - exact
-        self.further_off += found.size - near_count
+    def _add_wrong(self, found: Integers, expected: Integers) -> None:
+        """Count distances between floats that are not the same, given their bits."""
+        units = np.abs(_ordered(found) - _ordered(expected))
+        near = int(np.count_nonzero(units <= 1))
+        self.one_unit_off += near
+        self.further_off += units.size - near
+
+    def _mask(self, size: int) -> npt.NDArray[np.bool_]:
+        mask: npt.NDArray[np.bool_] = self.scratch.take("mask", (size,), torch.bool).numpy()
+        return mask
 
 
 def _ordered(bits: Integers) -> npt.NDArray[np.int64]:

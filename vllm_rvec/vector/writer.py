@@ -35,7 +35,8 @@ TOOL = f"vllm_rvec {__version__}"
 MAX_SHARD_BYTES = 5 << 30
 """Tensors go to one shard as long as they have no more bytes than this in float32."""
 
-DIGEST_CHUNK_BYTES = 1 << 22
+DIGEST_CHUNK_BYTES = 1 << 18
+"""Read at a time for a digest: stays in a core's cache."""
 
 
 class VectorWriter:
@@ -98,10 +99,9 @@ class VectorWriter:
             self._close_shard()
             self._plans.pop(0)
         for part in encoded.parts:
-            shard = self._current()
-            shard.begin(name + part.suffix, part.dtype, part.shape)
+            slot = self._current().begin(name + part.suffix, part.dtype, part.shape)
             for block in part.blocks:
-                shard.append(block)
+                slot.append(block)
         entry = TensorEntry(
             shape=shape,
             dtype=encoded.dtype,

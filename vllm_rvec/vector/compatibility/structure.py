@@ -142,7 +142,10 @@ def tensor_findings(
         quantized: Names of target tensors of a dtype that nothing can be added to.
         is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
     """
-    problems = tensor_problems(pairing, shapes, quantized)
+    problems = [
+        *tensor_problems(pairing, shapes, quantized),
+        *_head_is_shared(pairing, shapes, is_tied),
+    ]
     return [
         *map(refused, problems),
         *map(warned, _rows_left(pairing, shapes)),
@@ -238,6 +241,19 @@ def _untied(
         yield (
             f"{OUTPUT_HEAD}: the donors share it with the embedding, the target does not; it gets "
             "the embedding's part of the vector"
+        )
+
+
+def _head_is_shared(
+    pairing: Pairing, shapes: Mapping[str, tuple[int, ...]], is_tied: object
+) -> Iterator[str]:
+    """Say that a tied target does not read the head that it stores; without one it is missing."""
+    if is_tied is not True or OUTPUT_HEAD not in shapes or pairing.is_skipped(OUTPUT_HEAD):
+        return
+    if pairing.part_for(OUTPUT_HEAD) not in {None, embedding_among(pairing.manifest.tensors)}:
+        yield (
+            f"{OUTPUT_HEAD}: the vector has a part of its own for it, the target shares it with "
+            "the embedding (tie_word_embeddings)"
         )
 
 

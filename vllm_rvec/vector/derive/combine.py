@@ -137,6 +137,8 @@ def _sum(addends: Sequence[_Addend], name: str) -> Made:
 def _outline(manifests: Sequence[Manifest]) -> Manifest:
     """Describe the sum: what the first vector says, and what it leaves open as the others say."""
     first = manifests[0]
+    # An adapter that was imported without its base knows neither its head nor its rows.
+    knowing = next((m for m in manifests if m.architecture), first)
     tensors: dict[str, list[TensorEntry]] = {}
     for manifest in manifests:
         for name, entry in manifest.tensors.items():
@@ -146,6 +148,8 @@ def _outline(manifests: Sequence[Manifest]) -> Manifest:
             "complete": any(manifest.complete for manifest in manifests),
             "architecture": _first_known(m.architecture for m in manifests) or "",
             "model_type": _first_known(m.model_type for m in manifests) or "",
+            "tie_word_embeddings": knowing.tie_word_embeddings,
+            "vocabulary": knowing.vocabulary,
             "tokenizer": _first_known(m.tokenizer for m in manifests),
             "sketch": _first_known(m.sketch for m in manifests),
             "lineage": _joined(manifests),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from vllm_rvec.arithmetic import BLOCK_ELEMENTS
+from vllm_rvec.vector.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ class Source:
 
     shape: tuple[int, ...]
     blocks: Callable[[], Iterator[torch.Tensor]]
-    """Gives float32 blocks `[rows, last dimension]` in order, whole rows each."""
+    """Gives float32 blocks `[rows, last dimension]` in order, whole rows each. A block is good
+    until the next one is asked for."""
 
     @property
     def elements(self) -> int:
@@ -61,7 +63,10 @@ class Rounded:
         self._source, self._dtype = source, dtype
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        return (block.to(self._dtype) for block in self._source.blocks())
+        if self._dtype == torch.float32:
+            return self._source.blocks()
+        scratch = Scratch()
+        return (scratch.copy("rounded", block, self._dtype) for block in self._source.blocks())
 
 
 @dataclass(slots=True)
@@ -82,6 +87,8 @@ class Measures:
     """Whether all of it is, once rounded."""
     narrow: torch.dtype | None = torch.bfloat16
     """A narrower dtype that holds every rounded element exactly, or None."""
+    scratch: Scratch = field(default_factory=Scratch, repr=False)
+    """For what is computed of a block."""
 
     def add(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Take one float32 block into account.
@@ -89,23 +96,38 @@ class Measures:
         Returns:
             What a reader will get for it: the block rounded to `dtype`, in float32.
         """
-        norm, count = norm_of(block), _count_nonzero(block)
+        norm, count = norm_of(block), self._count_nonzero(block)
         self.changed += count
         self.squared_norm += norm**2
         back = block
         if dtype != torch.float32:
             self.narrow = None
-            back = block.to(dtype).float()
-            norm, count = norm_of(back), _count_nonzero(back)
-            self.squared_error += norm_of(block - back) ** 2
+            back = self._rounded(block, dtype)
+            norm, count = norm_of(back), self._count_nonzero(back)
+            lost = self.scratch.take("lost", block.shape, torch.float32)
+            self.squared_error += norm_of(torch.sub(block, back, out=lost)) ** 2
         self.stored += count
         self.squared_stored_norm += norm**2
         # A norm is finite only if every element is; it may overflow though they all are.
         if not math.isfinite(norm):
             self.is_finite &= bool(torch.isfinite(back).all())
-        if self.narrow is not None and not torch.equal(block.to(self.narrow).float(), block):
+        if self.narrow is not None and self._differ(self._rounded(block, self.narrow), block):
             self.narrow = None
         return back
+
+    def _rounded(self, block: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        rounded = self.scratch.copy("rounded", block, dtype)
+        return self.scratch.copy("back", rounded, torch.float32)
+
+    # By numpy and into a mask: many times as fast as torch.count_nonzero and torch.equal.
+
+    def _count_nonzero(self, block: torch.Tensor) -> int:
+        mask = self.scratch.take("mask", block.shape, torch.bool).numpy()
+        return int(np.count_nonzero(np.not_equal(block.numpy(), 0, out=mask)))
+
+    def _differ(self, one: torch.Tensor, other: torch.Tensor) -> bool:
+        mask = self.scratch.take("mask", one.shape, torch.bool).numpy()
+        return bool(np.count_nonzero(np.not_equal(one.numpy(), other.numpy(), out=mask)))
 
 
 def measure(source: Source, dtype: torch.dtype) -> Measures:
@@ -122,8 +144,3 @@ def norm_of(block: torch.Tensor) -> float:
     if norm < SMALL_NORM or not math.isfinite(norm):
         norm = float(torch.linalg.vector_norm(block, dtype=torch.float64))
     return norm
-
-
-def _count_nonzero(block: torch.Tensor) -> int:
-    # Four times as fast as torch.count_nonzero on floats.
-    return int(np.count_nonzero(np.not_equal(block.numpy(), 0)))

@@ -9,6 +9,7 @@ from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import FLOAT_DTYPES, TensorInfo, read_header
 from vllm_rvec.errors import CheckpointError
 from vllm_rvec.vector.lora.config import config_problems, read_config
+from vllm_rvec.vector.manifest import is_tensor_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -158,7 +159,7 @@ class Adapter:
 
 
 def _key_problem(name: str, info: TensorInfo, *, is_factor: bool) -> str:
-    if len(name) > MAX_NAME_CHARACTERS or not name or ":" in name:
+    if len(name) > MAX_NAME_CHARACTERS or not is_tensor_name(name):
         return "no name that a module can have"
     if f"{BASE_LAYER}lora_" in name:
         return "a second pair of factors of one module"

@@ -15,12 +15,13 @@ import torch
 
 from vllm_rvec.arithmetic import difference
 from vllm_rvec.checkpoint.fetch import Located
+from vllm_rvec.checkpoint.model_card import license_of
 from vllm_rvec.checkpoint.output import new_folder
 from vllm_rvec.checkpoint.table import FLOAT_DTYPES
-from vllm_rvec.errors import CheckpointError
+from vllm_rvec.errors import CheckpointError, printable
 from vllm_rvec.vector.compatibility.lineage import make_sketch
 from vllm_rvec.vector.compatibility.tokenizer import fingerprint
-from vllm_rvec.vector.donors import DonorReader, license_of, vocabulary_of
+from vllm_rvec.vector.donors import DonorReader, vocabulary_of
 from vllm_rvec.vector.encodings import Choice, Encoded, Source, encode, measure
 from vllm_rvec.vector.encodings.parts import in_memory
 from vllm_rvec.vector.encodings.source import norm_of, row_blocks
@@ -277,7 +278,10 @@ def _describe_base(adapter: Adapter, base: DonorReader | None) -> Donor:
     # An id on the Hub has one slash; anything else is a path on its maker's machine.
     is_id = named.count("/") <= 1 and not named.startswith(("/", ".", "~")) and "\\" not in named
     name = named if is_id else named.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    return Donor(id=name or "unknown", revision=adapter.config.revision)
+    revision = adapter.config.revision
+    return Donor(
+        id=printable(name) or "unknown", revision=None if revision is None else printable(revision)
+    )
 
 
 def _largest(matrix: torch.Tensor) -> float:

@@ -202,7 +202,7 @@ def _by_bare_name(names: Iterable[str]) -> Mapping[str, str]:
 
 def _is_tied(base: DonorReader) -> bool:
     if OUTPUT_HEAD not in base.reader.table:
-        return embedding_among(base.reader.table) is not None
+        return embedding_among(base.reader.table) is not None and not base.is_untied
     return base.config.get("tie_word_embeddings") is True
 
 
