@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from vllm_rvec.cli.main import EXIT_CODES
+from vllm_rvec.cli.main import COMMANDS, EXIT_CODES
 from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
 from vllm_rvec.serve import ServeConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+COMMANDS_README = (ROOT / "vllm_rvec" / "vector" / "README.md").read_text()
 DOCUMENTS = [
     ROOT / "README.md",
+    ROOT / "vllm_rvec" / "vector" / "README.md",
+    ROOT / "vllm_rvec" / "vector" / "FORMAT.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     ROOT / "examples" / "demo" / "README.md",
     ROOT / "examples" / "demo" / "target" / "README.md",
@@ -32,13 +35,27 @@ def help_flags(command: str) -> set[str]:
         check=True,
         env={"COLUMNS": "200", "NO_COLOR": "1"},
     )
-    return set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help", "--no-verbose"}
+    found = set(re.findall(r"--[a-z][a-z-]+", done.stdout)) - {"--help"}
+    return {flag for flag in found if flag.replace("--no-", "--") not in found - {flag}}
 
 
-@pytest.mark.parametrize("command", ["serve", "extract"])
+def section(text: str, command: str) -> str:
+    """Return the part of a document whose heading names a command."""
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    (found,) = [p for p in parts if command in re.split(r"[,\s]+", p.partition("\n")[0].lower())]
+    return found
+
+
+@pytest.mark.parametrize("command", ["serve", *COMMANDS])
 def test_every_flag_is_documented(command: str) -> None:
-    """What `--help` offers, the README explains."""
-    assert all(flag in README for flag in help_flags(command))
+    """What `--help` offers, the command's own section explains."""
+    text = section(README if command == "serve" else COMMANDS_README, command)
+    assert not {flag for flag in help_flags(command) if flag not in text}
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """By name."""
+    assert not {command for command in COMMANDS if f"`{command}`" not in README}
 
 
 def test_every_setting_is_documented() -> None:
