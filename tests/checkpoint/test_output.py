@@ -202,3 +202,22 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_durably(tmp_path / "a", b"2")
     assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_the_slower_of_two_runs_is_told_that_the_output_exists(tmp_path: Path) -> None:
+    """Not the system's words for a folder that can't be renamed; the faster one's stays."""
+    slower = new_folder(tmp_path / "v")
+    slower.__enter__()
+    with new_folder(tmp_path / "v") as folder:
+        write_durably(folder / "x", b"faster")
+    with pytest.raises(ConfigError, match="exists already"):
+        slower.__exit__(None, None, None)
+    assert (tmp_path / "v" / "x").read_bytes() == b"faster"
+    assert hidden(tmp_path) == []
+
+
+def test_a_file_on_the_way_is_named(tmp_path: Path) -> None:
+    """Where a folder should be."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file is a file"), new_folder(tmp_path / "file" / "v"):
+        pass

@@ -225,3 +225,13 @@ def test_what_may_not_be_read_is_refused(closed: str) -> None:
         with pytest.raises(CheckpointError, match="Permission denied"):
             read_config(folder) if closed == "config.json" else read_table(folder)
         (folder / closed).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("vector.json", "stored vector"), ("adapter_config.json", "LoRA adapter")]
+)
+def test_what_was_taken_for_a_checkpoint_is_named(name: str, what: str, tmp_path: Path) -> None:
+    """Two flags' folders are easily swapped."""
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=f"no config.json\n.*{what}"):
+        read_config(tmp_path)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from tests.support.checkpoints import make_checkpoint
 from vllm_rvec.vector import VectorReader
 
 if TYPE_CHECKING:
@@ -61,3 +62,26 @@ def test_an_existing_output_exits_with_3(family: Family, vector: Path) -> None:
     done = run("--tuned", family.tuned, "--base", family.base, "--output", vector)
     assert done.returncode == 3
     assert "exists already" in done.stderr
+
+
+def test_equal_donors_are_pointed_out(family: Family, tmp_path: Path) -> None:
+    """One folder given twice makes a vector that adds nothing: stderr says so."""
+    done = run("--tuned", family.base, "--base", family.base, "--output", tmp_path / "v", "--json")
+    assert json.loads(done.stdout)["changed_elements"] == 0
+    assert done.stderr == "warning: the donors are equal in every weight: the vector is zero\n"
+
+
+def test_donors_of_two_initialisations_are_pointed_out(family: Family, tmp_path: Path) -> None:
+    """Their difference is no tuning; those of one initialisation get no warning."""
+    other = make_checkpoint(tmp_path / "other", seed=99)
+    done = run("--tuned", family.tuned, "--base", other, "--output", tmp_path / "v")
+    assert "does not look tuned from the base: another pretrained" in done.stderr
+    done = run("--tuned", family.tuned, "--base", family.base, "--output", tmp_path / "w")
+    assert done.stderr == ""
+
+
+def test_brackets_in_a_name_are_shown(family: Family, tmp_path: Path) -> None:
+    """They are no markup."""
+    donors = ("--tuned", family.tuned, "--base", family.base)
+    done = run(*donors, "--output", tmp_path / "v[bold]")
+    assert "v[bold]" in done.stdout.replace("\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import pytest
@@ -97,3 +98,22 @@ def test_without_matplotlib_the_command_to_install_it_is_said(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"pip install 'vllm-rvec\[plot\]'"):
         check_plot(tmp_path / "a.png")
+
+
+def test_a_disk_that_is_full_leaves_the_picture_before(
+    vector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no half of the new one."""
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"before")
+
+    def no_room(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", no_room)
+    with pytest.raises(ConfigError, match="No space left"):
+        save_heatmap(Statistics(Manifest.read(vector)), "v", picture)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+    assert picture.read_bytes() == b"before"

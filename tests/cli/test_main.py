@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
+import typer
 from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
 
 from vllm_rvec import errors
-from vllm_rvec.cli.main import EXIT_CODES, EXIT_HELP, exit_code, show_error
+from vllm_rvec.cli.main import (
+    COMMANDS,
+    EXIT_CODES,
+    EXIT_HELP,
+    app,
+    exit_code,
+    run,
+    show_error,
+)
+from vllm_rvec.cli.serve import serve_command
 from vllm_rvec.errors import EngineStartupError, RvecError
 
 
@@ -45,3 +58,44 @@ def test_an_engines_last_lines_come_before_the_error() -> None:
 def test_the_root_error_falls_back_to_one() -> None:
     """1 is for what nobody foresaw."""
     assert exit_code(RvecError("x")) == 1
+
+
+@pytest.mark.parametrize("name", sorted({**COMMANDS, "serve": serve_command}))
+def test_help_shows_brackets(name: str) -> None:
+    """Rich takes [@revision] for markup and swallows it, unless it is escaped."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    for parameter in command.commands[name].params:
+        text = getattr(parameter, "help", None) or ""
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), parameter.name
+
+
+def test_wherever_a_vector_or_checkpoint_is_named_help_says_that_a_hub_id_will_do() -> None:
+    """With its revision, in the same words."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    texts = {
+        (name, parameter.name): getattr(parameter, "help", None) or ""
+        for name in COMMANDS
+        for parameter in command.commands[name].params
+        if parameter.name in {"vector", "vectors", "target", "tuned", "adapter"}
+    }
+    assert [key for key, text in texts.items() if "older or Hub id\\[@revision]" not in text] == []
+
+
+def test_ctrl_c_is_said_and_exits_with_130(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """By the shells' convention."""
+    interrupted = typer.Typer()
+
+    @interrupted.command()
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["vllm-rvec"])
+    monkeypatch.setattr("vllm_rvec.cli.main.app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run()
+    assert stopped.value.code == 130
+    assert capfd.readouterr() == ("", "interrupted\n")

@@ -72,14 +72,18 @@ def write_vector(
     *,
     shard_bytes: int = 5 << 30,
     squared_norms: Mapping[str, float] | None = None,
+    base_norm: float | None = None,
+    **fields: Any,
 ) -> Path:
-    """Write a vector with everything fixed that is not its tensors.
+    """Write a vector with everything fixed that is not its tensors, or given.
 
     Args:
         folder: Where to; must not exist.
         tensors: Shape and what is stored, by name.
         shard_bytes: How many a shard may hold, counted in float32.
         squared_norms: Of the exact tensors, by name, for those whose error is looked at.
+        base_norm: Of every tensor.
+        fields: Others of the manifest than the fixed ones.
     """
     folder.mkdir(parents=True)
     shapes = {name: shape for name, (shape, _) in tensors.items()}
@@ -88,26 +92,25 @@ def write_vector(
     with vector:
         for name, (shape, encoded) in tensors.items():
             squared_norm = (squared_norms or {}).get(name, encoded.squared_norm)
-            vector.add(name, shape, encoded, squared_norm=squared_norm)
+            vector.add(name, shape, encoded, squared_norm=squared_norm, base_norm=base_norm)
         files = vector.finish()
     donor = Donor(id="owner/model", revision="0" * 40, license="mit", files={"x": "0" * 64})
-    manifest = Manifest(
-        formula="tuned - base",
-        complete=False,
-        donors=Donors(tuned=donor, base=donor),
-        architecture="Qwen2ForCausalLM",
-        model_type="qwen2",
-        tie_word_embeddings=True,
-        vocabulary=Vocabulary(),
-        tensors=vector.entries,
-        files=files,
-        roundtrip=None,
-        tokenizer=None,
-        sketch=None,
-        lineage=(),
-        created="2026-01-01T00:00:00+00:00",
-        tool="vllm_rvec golden",
-    )
+    fixed: dict[str, Any] = {
+        "formula": "tuned - base",
+        "complete": False,
+        "donors": Donors(tuned=donor, base=donor),
+        "architecture": "Qwen2ForCausalLM",
+        "model_type": "qwen2",
+        "tie_word_embeddings": True,
+        "vocabulary": Vocabulary(),
+        "roundtrip": None,
+        "tokenizer": None,
+        "sketch": None,
+        "lineage": (),
+        "created": "2026-01-01T00:00:00+00:00",
+        "tool": "vllm_rvec golden",
+    }
+    manifest = Manifest(tensors=vector.entries, files=files, **(fixed | fields))
     writer.write_manifest(folder, manifest)
     return folder
 

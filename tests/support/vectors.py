@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from vllm_rvec.vector import Manifest, VectorReader
+from tests.support.tiny_vectors import write_vector
+from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.compatibility.lineage import make_sketch
 from vllm_rvec.vector.encodings import Choice, Source, encode
 from vllm_rvec.vector.encodings.lowrank import product
 from vllm_rvec.vector.encodings.parts import Encoded, in_memory
 from vllm_rvec.vector.layout import LORA_A, LORA_B
-from vllm_rvec.vector.manifest import Donor, Donors, Sketch, TokenizerFingerprint, Vocabulary
-from vllm_rvec.vector.writer import TOOL, VectorWriter, now, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from vllm_rvec.vector.manifest import Sketch
 
 __all__ = ["Factored", "decoded", "random_tensor", "sketch_of", "store_vector"]
 
@@ -33,41 +34,25 @@ def store_vector(
     *,
     encoding: str = "auto",
     complete: bool = True,
-    architecture: str = "Qwen2ForCausalLM",
-    vocabulary: Vocabulary | None = None,
-    tokenizer: TokenizerFingerprint | None = None,
-    sketch: Sketch | None = None,
+    **fields: Any,
 ) -> Path:
-    """Write a vector of given tensors, each in its own dtype; None for one of integers."""
-    folder.mkdir()
-    shapes = {
-        name: tuple(v.shape) if isinstance(v, torch.Tensor) else _shape(v)
+    """Write a vector of given tensors, each in its own dtype; None for one of integers.
+
+    Args:
+        folder: Where to; must not exist.
+        tensors: By name.
+        encoding: One of `ENCODING_CHOICES`.
+        complete: Whether the donors have no others.
+        fields: Others of the manifest, as `write_vector` takes them.
+    """
+    encoded = {
+        name: (
+            tuple(v.shape) if isinstance(v, torch.Tensor) else _shape(v),
+            _encoded(v, encoding),
+        )
         for name, v in tensors.items()
     }
-    with VectorWriter(folder, shapes) as writer:
-        for name, v in tensors.items():
-            encoded = _encoded(v, encoding)
-            writer.add(name, shapes[name], encoded, squared_norm=encoded.squared_norm, base_norm=2)
-        files = writer.finish()
-    manifest = Manifest(
-        formula="tuned - base",
-        complete=complete,
-        donors=Donors(tuned=Donor(id="tuned"), base=Donor(id="base")),
-        architecture=architecture,
-        model_type="qwen2",
-        tie_word_embeddings=True,
-        vocabulary=vocabulary or Vocabulary(),
-        tensors=writer.entries,
-        files=files,
-        roundtrip=None,
-        tokenizer=tokenizer,
-        sketch=sketch,
-        lineage=(),
-        created=now(),
-        tool=TOOL,
-    )
-    write_manifest(folder, manifest)
-    return folder
+    return write_vector(folder, encoded, base_norm=2.0, complete=complete, **fields)
 
 
 def decoded(folder: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.support.checkpoints import make_checkpoint, tensors
+from tests.support.checkpoints import make_checkpoint, make_family, tensors
 from vllm_rvec.arithmetic import difference
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.writer import ShardWriter
@@ -191,6 +191,18 @@ def test_a_head_of_its_own_goes_against_the_other_donors_embedding(
     assert head is not None
     assert torch.equal(head.float(), expected)
     assert not vector.manifest.tie_word_embeddings
+
+
+def test_bare_exports_of_an_untied_model_are_not_called_tied(tmp_path: Path) -> None:
+    """They lack the head as tied ones do; their configuration tells them apart."""
+    family = make_family(tmp_path, tied=False)
+
+    def strip(found: dict[str, Tensor]) -> None:
+        del found["lm_head.weight"]
+
+    tuned = rewrite(family.tuned, tmp_path / "bare_tuned", strip)
+    base = rewrite(family.base, tmp_path / "bare_base", strip)
+    assert not extract(tuned, base, tmp_path / "v").manifest.tie_word_embeddings
 
 
 def test_other_vocabulary_sizes_need_the_word_common(family: Family, tmp_path: Path) -> None:

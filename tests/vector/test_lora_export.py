@@ -271,6 +271,18 @@ def test_a_vector_without_linear_weights_is_refused(family: Family, tmp_path: Pa
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_damaged_vector_is_refused(vector: Path, tmp_path: Path) -> None:
+    """An adapter has no digest by which it could be found later."""
+    shutil.copytree(vector, tmp_path / "v")
+    (shard,) = (tmp_path / "v").glob("*.safetensors")
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(VectorCorruptError, match="not those that were written"):
+        export_lora(tmp_path / "v", tmp_path / "adapter", rank=4)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_a_vector_with_nan_is_refused(vector: Path, tmp_path: Path) -> None:
     """By the tensor's name, not by a failed SVD."""
     shutil.copytree(vector, tmp_path / "v")

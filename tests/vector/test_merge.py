@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
-import struct
 from typing import TYPE_CHECKING, Any
 
 import blake3
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from tests.support.checkpoints import make_checkpoint, make_family, make_vector, tensors
 from vllm_rvec.checkpoint.fetch import Located
-from vllm_rvec.checkpoint.table import INDEX_NAME, read_header
+from vllm_rvec.checkpoint.table import INDEX_NAME
 from vllm_rvec.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -274,21 +274,29 @@ def test_every_alpha_that_can_not_be_used_is_named(
     )
 
 
-def test_nan_in_a_vector_names_its_tensors_and_leaves_nothing(
+def test_a_damaged_vector_is_not_added(family: Family, vector: Path, tmp_path: Path) -> None:
+    """One byte of a shard: the vector is verified before anything is written."""
+    damaged = shutil.copytree(vector, tmp_path / "v")
+    shard = damaged / "vector.safetensors"
+    with shard.open("r+b") as file:
+        file.seek(-7, os.SEEK_END)
+        file.write(b"\x01")
+    with pytest.raises(VectorCorruptError, match=r"vector\.safetensors"):
+        merge(family.target, [vector, damaged], tmp_path / "out", alphas=[1.0, 0.5])
+    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+
+
+def test_a_sum_beyond_the_dtype_names_its_tensors_and_leaves_nothing(
     family: Family, vector: Path, tmp_path: Path
 ) -> None:
-    """A spoilt merge never takes the output's name."""
-    spoilt = shutil.copytree(vector, tmp_path / "v")
-    shard = spoilt / "vector.safetensors"
-    for name, value in (("model.norm.weight", "nan"), ("model.embed_tokens.weight", "inf")):
-        info = read_header(shard)[name]
-        with shard.open("r+b") as file:
-            file.seek(info.offset_bytes + info.size_bytes - 4)
-            file.write(struct.pack("<f", float(value)))
-    with pytest.raises(VectorCorruptError) as caught:
-        merge(family.target, [vector, spoilt], tmp_path / "out", alphas=[1.0, 0.5])
-    assert set(caught.value.problems) == {"model.norm.weight", "model.embed_tokens.weight"}
-    assert [path.name for path in tmp_path.iterdir()] == ["v"]
+    """No infinity is written, whatever the alpha."""
+    target = shutil.copytree(family.target, tmp_path / "target")
+    halves = {name: tensor.half() for name, tensor in tensors(target).items()}
+    save_file(halves, target / "model.safetensors")
+    with pytest.raises(ConfigError, match="sum is not finite") as caught:
+        merge(target, [vector], tmp_path / "out", alphas=[1e7])
+    assert "model.embed_tokens.weight" in caught.value.problems
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_an_interrupted_merge_leaves_nothing(family: Family, vector: Path, tmp_path: Path) -> None:
@@ -316,3 +324,14 @@ def test_a_missing_target_is_named(vector: Path, tmp_path: Path) -> None:
     """As by every other command."""
     with pytest.raises(CheckpointNotFoundError, match="nowhere"):
         merge(tmp_path / "nowhere", [vector], tmp_path / "out")
+
+
+def test_a_forced_merge_logs_the_first_findings_and_counts_the_rest(
+    vector: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a much deeper target; a screen holds it."""
+    target = make_checkpoint(tmp_path / "deeper", seed=0, layers=5)
+    with caplog.at_level(logging.WARNING):
+        merge(target, [vector], tmp_path / "out", force=True)
+    assert len(caplog.messages) < 20
+    assert any("more: `vllm-rvec check` has all" in message for message in caplog.messages)

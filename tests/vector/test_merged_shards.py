@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,10 +18,7 @@ from tests.support.checkpoints import tensors
 from vllm_rvec.checkpoint.table import read_header
 from vllm_rvec.vector.extract import extract
 from vllm_rvec.vector.merge import merge
-from vllm_rvec.vector.summing import PIECE_BYTES
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vllm_rvec.vector.summing import PIECE_BYTES, Piece, SumWriter
 
 Tensors = dict[str, torch.Tensor]
 
@@ -149,6 +148,30 @@ def test_threads_and_progress(odd_family: tuple[Path, Path], tmp_path: Path) -> 
     assert calls[-1] == (merged.size_bytes, (target / "model.safetensors").stat().st_size)
     assert {total for _, total in calls} == {merged.size_bytes}
     assert torch.get_num_threads() == before
+
+
+def test_after_an_error_no_thread_writes_any_more(
+    odd_family: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its descriptor may be another file's by then."""
+    target, vector = odd_family
+    files_are_open, write, number = [], SumWriter._write, itertools.count()
+
+    def slow(self: SumWriter, piece: Piece) -> bool:
+        time.sleep(0.2 * (next(number) > 0))  # the first ends before the others
+        files_are_open.append(Path(f"/proc/self/fd/{piece.sink}").exists())
+        return write(self, piece)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt(f"{done} of {total}")
+
+    monkeypatch.setattr(SumWriter, "_write", slow)
+    monkeypatch.setattr("vllm_rvec.vector.summing.QUEUED_PER_THREAD", 1)
+    with pytest.raises(KeyboardInterrupt):
+        merge(target, [vector], tmp_path / "out", on_progress=stop)
+    assert files_are_open
+    assert all(files_are_open)
+    assert not any(tmp_path.glob(".out*"))
 
 
 MEASURE = """

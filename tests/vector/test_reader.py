@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import tensors
+from tests.support.privileges import without_privileges
 from tests.support.tiny_vectors import EXAMPLES, edit_manifest, example, redigest, write_vector
 from vllm_rvec.errors import VectorCorruptError, VectorFormatError, VectorNotFoundError
 from vllm_rvec.vector import VectorReader
+
+if TYPE_CHECKING:
+    from tests.support.checkpoints import Family
 
 
 @pytest.fixture
@@ -168,3 +173,21 @@ def test_a_tensor_larger_than_the_machine_is_not_decoded(tmp_path: Path) -> None
     with pytest.raises(VectorFormatError, match="this machine has") as caught:
         VectorReader(folder).tensor("t")
     assert caught.value.tensor_name == "t"
+
+
+def test_a_shard_that_may_not_be_read_is_not_called_damaged(vector: Path) -> None:
+    """Who is told that it is damaged would make it again; so for the manifest."""
+    files = {file.name: file.read_bytes() for file in vector.iterdir()}
+    for closed in ("vector.safetensors", "vector.json"):
+        with without_privileges() as folder:
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+            (folder / closed).chmod(0)
+            with pytest.raises(VectorFormatError, match=f"{closed} can't be read\n.*ermission"):
+                VectorReader(folder)
+
+
+def test_a_checkpoint_taken_for_a_vector_is_named(family: Family) -> None:
+    """Two flags' folders are easily swapped."""
+    with pytest.raises(VectorFormatError, match=r"no vector\.json, it is a model's checkpoint"):
+        VectorReader(family.target)

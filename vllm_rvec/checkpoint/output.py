@@ -40,19 +40,14 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         ConfigError: `output` exists, is being made by another run, or can't be written.
     """
-    if os.path.lexists(output):
-        raise ConfigError(
-            f"the output {output} exists already",
-            why="nothing is ever overwritten",
-            fix="choose another folder, or remove it first",
-            path=output,
-        )
+    _check_free(output)
     folder, lock = _start(output)
     try:
         yield folder
         (folder / LOCK_NAME).unlink()
         folder.chmod(0o755)
         _sync_folder(folder)
+        _check_free(output)  # another run may have been faster
         folder.rename(output)
         _sync_folder(output.parent)
     except OSError as exc:
@@ -73,6 +68,16 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _check_free(output: Path) -> None:
+    if os.path.lexists(output):
+        raise ConfigError(
+            f"the output {output} exists already",
+            why="nothing is ever overwritten",
+            fix="choose another folder, or remove it first",
+            path=output,
+        )
 
 
 def _start(output: Path) -> tuple[Path, int]:
@@ -118,9 +123,12 @@ def _prefix(output: Path) -> str:
 
 
 def _cannot_write(output: Path, exc: OSError | ValueError) -> ConfigError:
+    why = getattr(exc, "strerror", None) or str(exc)
+    if isinstance(exc, FileExistsError | NotADirectoryError):
+        why = f"on the way to it, {exc.filename} is a file"
     return ConfigError(
         f"the output {output} can't be written",
-        why=getattr(exc, "strerror", None) or str(exc),
+        why=why,
         fix="choose a folder that can be made, on a disk with room for it",
         path=output,
     )

@@ -19,6 +19,7 @@ from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
 __all__ = [
     "FLOAT_DTYPES",
     "INDEX_NAME",
+    "READABLE",
     "TensorInfo",
     "TensorTable",
     "is_folder",
@@ -26,6 +27,7 @@ __all__ = [
     "read_config",
     "read_header",
     "read_table",
+    "what_it_is",
     "why_no_folder",
     "without_duplicates",
 ]
@@ -44,6 +46,8 @@ MAX_HEADER_BYTES = 32 << 20
 Parsed, a header takes up to some twenty times its bytes."""
 MAX_JSON_BYTES = 64 << 20
 """A larger config or index is refused unread."""
+
+READABLE = "make it readable for the user that runs this"
 
 NO_FILES = {"", ".", ".."}
 """Names that are no file's."""
@@ -157,6 +161,19 @@ def why_no_folder(path: Path) -> str:
         return str(exc)
 
 
+KINDS = {
+    "vector.json": "it is a stored vector",
+    "adapter_config.json": "it is a LoRA adapter (see `vllm-rvec import-lora`)",
+    "config.json": "it is a model's checkpoint",
+}
+"""What a folder is, by the file that it holds."""
+
+
+def what_it_is(folder: Path) -> str:
+    """Say what a folder is that was taken for something else; empty where that is not known."""
+    return next((what for name, what in KINDS.items() if is_there(folder / name)), "")
+
+
 def read_header(shard: Path) -> TensorTable:
     """List the tensors of one safetensors file.
 
@@ -175,6 +192,10 @@ def read_header(shard: Path) -> TensorTable:
     except FileNotFoundError as exc:
         raise CheckpointError(
             f"{shard} is missing", fix="download the checkpoint again", path=shard
+        ) from exc
+    except PermissionError as exc:
+        raise CheckpointError(
+            f"{shard} can't be read", why="Permission denied", fix=READABLE, path=shard
         ) from exc
     except (SafetensorError, OSError, ValueError) as exc:
         raise CheckpointError(
@@ -210,6 +231,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not is_there(path):
         raise CheckpointError(
             f"{folder} holds no config.json",
+            why=what_it_is(folder),
             fix="give a Hugging Face checkpoint folder",
             path=path,
         )
@@ -221,6 +243,10 @@ def _read_object(path: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(_read_text(path), object_pairs_hook=without_duplicates)
         why = "" if isinstance(found, dict) else f"it holds a {type(found).__name__}"
+    except PermissionError as exc:
+        raise CheckpointError(
+            f"{path} can't be read", why="Permission denied", fix=READABLE, path=path
+        ) from exc
     # A file of brackets alone runs the parser out of stack.
     except (OSError, ValueError, RecursionError) as exc:
         why = f"{type(exc).__name__}: {exc}"

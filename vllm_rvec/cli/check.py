@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint, locate_vector
+from vllm_rvec.cli.printable import printable
 from vllm_rvec.vector.compatibility import Report, Verdict, check_target
 from vllm_rvec.vector.reader import VectorReader
 
@@ -24,9 +25,11 @@ SHOWN_FINDINGS = 8
 
 
 def check_command(
-    vector: Annotated[str, typer.Argument(help="The stored vector: folder or Hub id.")],
+    vector: Annotated[
+        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+    ],
     target: Annotated[
-        str, typer.Option(help="The model it would be added to: folder or Hub id[@revision].")
+        str, typer.Option(help="The model it would be added to: folder or Hub id\\[@revision].")
     ],
     vocab: Annotated[
         str,
@@ -53,7 +56,7 @@ def check_command(
 
 def _table(report: Report) -> Table:
     # Texts, never markup: names and tokens come from files.
-    title = Text(f"{report.vector} for {report.target}: ").append(
+    title = Text(f"{printable(report.vector, 400)} for {printable(report.target, 400)}: ").append(
         report.verdict.value, STYLES[report.verdict]
     )
     table = Table(title=title, title_justify="left", show_lines=True)

@@ -24,7 +24,8 @@ def combine_command(  # noqa: PLR0917 - typer passes every option by name
         list[str],
         typer.Argument(
             metavar="VECTOR:WEIGHT...",
-            help="Stored vectors (folder or Hub id[@revision]), each with its weight: a:0.7 b:0.3.",
+            help="Stored vectors, each with its weight: a:0.7 b:0.3. A vector is a folder or Hub "
+            "id\\[@revision].",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],

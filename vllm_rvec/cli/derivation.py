@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vllm_rvec.cli.printable import titled
+
 if TYPE_CHECKING:
     from vllm_rvec.vector.derive.writing import Derivation
     from vllm_rvec.vector.manifest import Manifest
@@ -44,7 +46,7 @@ def show_derivation(made: "Derivation", *, as_json: bool) -> None:
         typer.echo(json.dumps(_facts(made)))
         return
     # Texts, never markup: names come from files and users.
-    table = Table(show_header=False, title=Text(f"vector {made.output}"), title_justify="left")
+    table = Table(show_header=False, title=titled("vector", made.output), title_justify="left")
     for name, value in _rows(made):
         table.add_row(name, Text(value))
     Console().print(table)

@@ -2,15 +2,19 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
+from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
+from vllm_rvec.vector.compatibility import Verdict, check_lineage
 
 if TYPE_CHECKING:
     from vllm_rvec.vector.extract import Extraction
@@ -20,10 +24,10 @@ __all__ = ["extract_command"]
 
 def extract_command(  # noqa: PLR0917 - typer passes every option by name
     tuned: Annotated[
-        str, typer.Option(help="The tuned donor (by GRPO, say): folder or Hub id[@revision].")
+        str, typer.Option(help="The tuned donor (by GRPO, say): folder or Hub id\\[@revision].")
     ],
     base: Annotated[
-        str, typer.Option(help="The base donor (by SFT, say): folder or Hub id[@revision].")
+        str, typer.Option(help="The base donor (by SFT, say): folder or Hub id\\[@revision].")
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     dtype: Annotated[
@@ -61,11 +65,21 @@ def extract_command(  # noqa: PLR0917 - typer passes every option by name
             vocabulary=vocab,
             on_progress=on_progress,
         )
+    for note in _doubts(made, tuned_donor.folder):
+        Console(stderr=True).print(Text("warning: ", "yellow").append(note), soft_wrap=True)
     if as_json:
         typer.echo(json.dumps(_facts(made)))
         return
     for table in (_summary(made), _encodings(made)):
         Console().print(table)
+
+
+def _doubts(made: "Extraction", tuned: Path) -> Iterator[str]:
+    """Say why this may not be what was meant: the wrong folder is easily given."""
+    if not made.changed_elements:
+        yield "the donors are equal in every weight: the vector is zero"
+    for line in check_lineage(made.manifest, tuned).texts(Verdict.REFUSE):
+        yield f"the tuned donor does not look tuned from the base: {line}"
 
 
 def _facts(made: "Extraction") -> dict[str, object]:
@@ -86,7 +100,7 @@ def _facts(made: "Extraction") -> dict[str, object]:
 
 
 def _summary(made: "Extraction") -> Table:
-    table = Table(show_header=False, title=f"vector {made.output}", title_justify="left")
+    table = Table(show_header=False, title=titled("vector", made.output), title_justify="left")
     changed = made.changed_elements / (made.elements or 1)
     for name, value in (
         ("weights", f"{made.elements:,} ({changed:.1%} differ)"),

@@ -191,7 +191,15 @@ def _save(figure: Any, path: Path) -> None:
         # A name in a script that the font does not have is drawn as boxes; no more is to be said.
         warnings.simplefilter("ignore", UserWarning)
         figure.savefig(drawn, format=path.suffix.lower()[1:], dpi=130)
-    path.write_bytes(drawn.getvalue())
+    # Aside first: a full disk leaves no half of a picture, and the one before as it was.
+    aside = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    try:
+        aside.write_bytes(drawn.getvalue())
+        aside.replace(path)
+    except OSError as exc:
+        aside.unlink(missing_ok=True)
+        why = exc.strerror or str(exc)
+        raise ConfigError(f"--plot {path}: can't be written", why=why, path=path) from exc
 
 
 def _why_unwritable(path: Path) -> str:

@@ -41,7 +41,7 @@ WEIGHTS_PER_SECOND = 50_000_000
 
 
 def inspect_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw a heat map, layer by module, to this .png, .svg or .pdf."),

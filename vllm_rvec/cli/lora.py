@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_adapter, locate_checkpoint, locate_vector
+from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -19,12 +21,14 @@ __all__ = ["export_lora_command", "import_lora_command"]
 
 
 def import_lora_command(
-    adapter: Annotated[str, typer.Argument(help="The PEFT adapter: folder or Hub id[@revision].")],
+    adapter: Annotated[
+        str, typer.Argument(help="The PEFT adapter: folder or Hub id\\[@revision].")
+    ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     base: Annotated[
         str | None,
         typer.Option(
-            help="The checkpoint it was trained on: folder or Hub id[@revision].",
+            help="The checkpoint it was trained on: folder or Hub id\\[@revision].",
             show_default="the folder that the adapter names, if there is one",
         ),
     ] = None,
@@ -44,7 +48,9 @@ def import_lora_command(
 
 
 def export_lora_command(  # noqa: PLR0917 - typer passes every option by name
-    vector: Annotated[str, typer.Argument(help="The stored vector: folder or Hub id[@revision].")],
+    vector: Annotated[
+        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+    ],
     rank: Annotated[int, typer.Option(help="Largest rank of a module's factors.")],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     base: Annotated[
@@ -90,7 +96,7 @@ def _import_facts(made: "LoraImport") -> dict[str, object]:
 
 
 def _import_table(made: "LoraImport") -> Table:
-    table = Table(show_header=False, title=f"vector {made.output}", title_justify="left")
+    table = Table(show_header=False, title=titled("vector", made.output), title_justify="left")
     entries = made.manifest.tensors.values()
     changed = sum(entry.encoding != "zero" for entry in entries)
     share = "" if made.relative_norm is None else f" ({made.relative_norm:.2%} of the base's)"
@@ -139,12 +145,12 @@ def _modules_table(made: "LoraExport") -> Table:
         table.add_column(column, justify="right")
     for tensor in made.tensors:
         if tensor.rank:
-            table.add_row(tensor.name, tensor.how, f"{tensor.rank}", f"{tensor.kept:.2%}")
+            table.add_row(Text(tensor.name), tensor.how, f"{tensor.rank}", f"{tensor.kept:.2%}")
     return table
 
 
 def _export_table(made: "LoraExport") -> Table:
-    table = Table(show_header=False, title=f"adapter {made.output}", title_justify="left")
+    table = Table(show_header=False, title=titled("adapter", made.output), title_justify="left")
     limit = made.max_lora_rank
     served = f"--max-lora-rank {limit}" if limit else "too high to serve"
     table.add_row("rank", f"{made.rank} (vLLM: {served})")

@@ -44,9 +44,12 @@ wrong command line."""
 
 EXIT_HELP = """Exit status: 0 done or stopped as asked, 1 internal error, 2 wrong command line, \
 3 configuration, 4 checkpoint, 5 not a vector, 6 damaged vector, 7 vector and target don't match, \
-8 an engine did not start."""
+8 an engine did not start, 130 interrupted by Ctrl-C."""
 
 SHOWN_ENGINE_LINES = 12
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, by the shells' convention."""
 
 app = typer.Typer(
     name="vllm-rvec",
@@ -106,7 +109,9 @@ def _run(commands: typer.Typer, name: str) -> int:
     except OSError as exc:  # a disk, a permission: nothing of ours, and no traceback's business
         show_error(RvecError(f"the system refused: {exc}"), Console(stderr=True))
         return EXIT_CODES[ConfigError]
-    except SystemExit as exc:  # typer's own: help, usage errors, success
+    except SystemExit as exc:  # typer's own: help, usage errors, success, Ctrl-C
+        if exc.code == INTERRUPTED:
+            typer.echo("interrupted", err=True)
         return exc.code if isinstance(exc.code, int) else 1
     return 0
 

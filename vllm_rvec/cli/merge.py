@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint, locate_vector
+from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ __all__ = ["merge_command"]
 
 def merge_command(  # noqa: PLR0917 - typer passes every option by name
     target: Annotated[
-        str, typer.Option(help="The checkpoint to add to: folder or Hub id (owner/name@revision).")
+        str, typer.Option(help="The checkpoint to add to: folder or Hub id\\[@revision].")
     ],
     vector: Annotated[
         list[str],
-        typer.Option(help="A stored vector, as target. Once for each."),
+        typer.Option(help="A stored vector: folder or Hub id\\[@revision]. Once for each."),
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     alpha: Annotated[
@@ -93,7 +94,7 @@ def _facts(made: "Merge") -> dict[str, object]:
 
 
 def _summary(made: "Merge") -> Table:
-    table = Table(show_header=False, title=f"checkpoint {made.output}", title_justify="left")
+    table = Table(show_header=False, title=titled("checkpoint", made.output), title_justify="left")
     rows = [
         (f"{each.alpha:g} x", f"{each.vector.id} ({each.manifest_blake3[:12]})")
         for each in made.ingredients

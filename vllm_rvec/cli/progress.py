@@ -1,5 +1,6 @@
-"""A progress bar on stderr, for what takes longer than two seconds."""
+"""A progress bar on stderr, for what takes longer than two seconds; lines where it is a log."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,10 +9,15 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 __all__ = ["show_progress"]
 
+LINE_SECONDS = 30.0
+"""How often a log gets a line."""
+
 
 @contextmanager
 def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """Show a bar while the block runs; it is gone afterwards.
+
+    Where stderr is no terminal, a line every half minute, and nothing of what is done sooner.
 
     Args:
         what: What is being done.
@@ -19,7 +25,23 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         A function that takes what is done and what there is in all, in any one unit.
     """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what, console)
+        return
     columns = (TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(what: str, console: Console) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_SECONDS:
+            last = time.monotonic()
+            console.print(f"{what}: {done / (total or 1):.0%}", markup=False, highlight=False)
+
+    return on_progress

@@ -16,7 +16,7 @@ __all__ = ["push_command"]
 
 
 def push_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if there is none.")],
     *,
     private: Annotated[

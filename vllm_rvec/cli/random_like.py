@@ -19,7 +19,9 @@ __all__ = ["random_like_command"]
 
 
 def random_like_command(  # noqa: PLR0917 - typer passes every option by name
-    vector: Annotated[str, typer.Argument(help="The stored vector: folder or Hub id[@revision].")],
+    vector: Annotated[
+        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+    ],
     seed: Annotated[int, typer.Option(metavar="S", help="Another seed, another random vector.")],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     permute: Annotated[

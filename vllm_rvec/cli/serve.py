@@ -56,7 +56,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         str | None, typer.Option(help="The target: a local folder or a Hub id.")
     ] = None,
     vector: Annotated[
-        str | None, typer.Option(help="The stored vector: a local folder or a Hub id.")
+        str | None, typer.Option(help="The stored vector: a local folder or a Hub id\\[@revision].")
     ] = None,
     alpha: Annotated[
         str | None,

@@ -20,7 +20,9 @@ __all__ = ["transform_command"]
 
 
 def transform_command(  # noqa: PLR0917 - typer passes every option by name
-    vector: Annotated[str, typer.Argument(help="The stored vector: folder or Hub id[@revision].")],
+    vector: Annotated[
+        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+    ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     include: Annotated[
         list[str] | None,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import Verification, examine
@@ -17,7 +18,7 @@ __all__ = ["verify_command"]
 
 
 def verify_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Check every byte of a vector: digests, headers, values.
@@ -48,7 +49,7 @@ def _facts(found: Verification, reader: VectorReader) -> dict[str, object]:
 
 
 def _table(found: Verification) -> Table:
-    table = Table(title=f"vector {found.folder}", title_justify="left")
+    table = Table(title=titled("vector", found.folder), title_justify="left")
     table.add_column("file", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("verdict")
@@ -57,7 +58,7 @@ def _table(found: Verification) -> Table:
         verdict = Text("\n".join(problems), "red") if problems else Text("sound", "green")
         table.add_row(Text(name), f"{size_bytes / 1e6:,.1f} MB", verdict)
     if not found.size_bytes:
-        table.caption = "all its tensors are zero: there is no file to read"
+        table.add_row("none", "", Text("sound: all its tensors are zero", "green"))
     return table
 
 

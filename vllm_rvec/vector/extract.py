@@ -214,7 +214,9 @@ class _Extractor:
             donors=Donors(tuned=self.tuned.describe(), base=self.base.describe()),
             architecture=self.tuned.architecture,
             model_type=self.tuned.model_type,
-            tie_word_embeddings=OUTPUT_HEAD not in writer.entries,
+            # Exports of the bare model have no head either, and say nothing of it.
+            tie_word_embeddings=OUTPUT_HEAD not in writer.entries
+            and not (self.tuned.is_untied or self.base.is_untied),
             vocabulary=vocabulary_of(self.tuned, self.base, vocabulary),
             tensors=dict(sorted(writer.entries.items())),
             files=files,

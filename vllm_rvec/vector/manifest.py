@@ -26,8 +26,10 @@ from pydantic import (
 
 from vllm_rvec.checkpoint.table import (
     FLOAT_DTYPES,
+    READABLE,
     is_folder,
     is_there,
+    what_it_is,
     why_no_folder,
     without_duplicates,
 )
@@ -330,7 +332,7 @@ class Manifest(_Record):
         if not is_there(path):
             raise VectorFormatError(
                 f"{folder} is no stored vector",
-                why=f"it holds no {MANIFEST_NAME}",
+                why=", ".join(filter(None, (f"it holds no {MANIFEST_NAME}", what_it_is(folder)))),
                 fix="give a folder made by `vllm-rvec extract`; vectors are safetensors with a "
                 "manifest, pickle files are never read",
                 path=folder,
@@ -340,6 +342,10 @@ class Manifest(_Record):
             manifest = _validated(found)
         except ValidationError as exc:
             raise _not_readable(path, _problems(exc)) from exc
+        except PermissionError as exc:
+            raise VectorFormatError(
+                f"{path} can't be read", why="Permission denied", fix=READABLE, path=path
+            ) from exc
         except (OSError, ValueError, RuntimeError) as exc:  # nested too deep; a loop of links
             raise _not_readable(path, [str(exc)]) from exc
         if manifest.digest != _digest_of(found):

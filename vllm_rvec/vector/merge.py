@@ -17,7 +17,7 @@ from vllm_rvec.checkpoint.companions import MODEL_CARD, find_companions
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.output import new_folder, write_durably
 from vllm_rvec.checkpoint.table import read_table
-from vllm_rvec.errors import ConfigError, VectorCorruptError
+from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
 from vllm_rvec.vector.compatibility.check import check_target
 from vllm_rvec.vector.compatibility.report import Verdict
@@ -26,6 +26,7 @@ from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.merged_card import Ingredient, merged_card
 from vllm_rvec.vector.merged_shards import Addend, ShardMerger
 from vllm_rvec.vector.reader import VectorReader
+from vllm_rvec.vector.verification import verify
 from vllm_rvec.vector.writer import TOOL, file_digest, now
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["Merge", "merge"]
 
 logger = logging.getLogger(__name__)
+
+SHOWN_FINDINGS = 8
+"""Of one verdict: a forced merge may have hundreds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,11 @@ def merge(
 
     Raises:
         ConfigError: Vectors and alphas differ in number, an alpha is no number of float32, the
-            output exists or can't be written.
+            output exists or can't be written, or the sum is beyond the range of the target's
+            dtype; then all such tensors are named.
         CheckpointError: The target can't be read.
         VectorFormatError: A vector is none that this version reads.
-        VectorCorruptError: A vector is damaged, or what is added holds NaN or infinity; then all
-            tensors with such a part are named.
+        VectorCorruptError: A vector is damaged. It is verified first, once: see `verification`.
         IncompatibleVectorError: A vector does not belong to the target.
     """
     located = _located(target)
@@ -106,6 +110,7 @@ def merge(
         )
     ]
     for vector in opened:
+        verify(vector.reader)
         _check(vector, located, vocabulary, force=force)
     merger = ShardMerger(table, [vector.addend(vocabulary) for vector in opened], on_progress)
     with new_folder(output) as folder:
@@ -168,16 +173,21 @@ def _check(vector: _Vector, target: Located, vocabulary: str, *, force: bool) ->
     report = check_target(vector.reader, target.folder, vocabulary=vocabulary)
     report.raise_if_refused(force)
     for verdict in (Verdict.REFUSE, Verdict.WARN):
-        for line in report.lines(verdict):
+        lines = list(report.lines(verdict))
+        for line in lines[:SHOWN_FINDINGS]:
             logger.warning("%s: %s", vector.located.id, line)
+        if (hidden := len(lines) - SHOWN_FINDINGS) > 0:
+            logger.warning(
+                "%s: ... and %d more: `vllm-rvec check` has all", vector.located.id, hidden
+            )
 
 
 def _check_finite(spoilt: Sequence[str]) -> None:
     if spoilt:
-        raise VectorCorruptError(
-            f"what is added holds NaN or infinity in {len(spoilt)} tensors",
+        raise ConfigError(
+            f"the sum is not finite in {len(spoilt)} tensors",
             problems=spoilt,
-            why="one such weight spoils every answer of the model",
-            fix="find the vector with `vllm-rvec verify`; extract or copy it again",
+            why="it is beyond the range of the target's dtype; one such weight spoils every answer",
+            fix="use a smaller alpha, or a target in a dtype of wider range",
             tensor_name=spoilt[0],
         )

@@ -60,7 +60,7 @@ class ShardMerger:
     changed: list[str] = field(default_factory=list)
     """Tensors to which something was added."""
     spoilt: list[str] = field(default_factory=list)
-    """Those to which NaN or infinity was added."""
+    """Those that hold NaN or infinity where the target's own weights are finite."""
     total_bytes: int = field(init=False)
     """What the shards take on disk."""
     _written_bytes: int = 0

@@ -144,6 +144,10 @@ class VectorReader:
             try:
                 header = read_header(shard)
             except CheckpointError as exc:
+                if isinstance(exc.__cause__, PermissionError):  # nothing says that it is damaged
+                    raise VectorFormatError(
+                        exc.what, why=exc.why, fix=exc.fix, path=exc.path
+                    ) from exc
                 raise _corrupt(exc) from exc
             if twice := sorted(table.keys() & header.keys()):
                 raise VectorCorruptError(

@@ -76,9 +76,9 @@ class Sums:
     """The same of those whose base norm is known."""
     base_norm: float = 0.0
     """Frobenius norm of the base donor's tensors, of those."""
-    counted: int = 0
-    """Weights of those tensors whose changed weights were counted."""
     changed: int = 0
+    is_counted: bool = True
+    """Whether the changed weights of every tensor are known: of factors they are not."""
     squares: list[float] = field(default_factory=lambda: [0.0] * TOP)
     """Summed squares of the largest singular values: of all first ones, all second ones, ..."""
     energy: float = 0.0
@@ -93,8 +93,9 @@ class Sums:
         if entry.base_norm is not None:
             self.compared_norm = math.hypot(self.compared_norm, entry.norm)
             self.base_norm = math.hypot(self.base_norm, entry.base_norm)
-        if entry.changed is not None:
-            self.counted += entry.elements
+        if entry.changed is None:
+            self.is_counted = False
+        else:
             self.changed += entry.changed
         if spectrum is not None:
             self.energy += spectrum.total
@@ -108,8 +109,8 @@ class Sums:
 
     @property
     def changed_share(self) -> float | None:
-        """Share of weights that differ between the donors; None where they were not counted."""
-        return finite_ratio(self.changed, self.counted)
+        """Share of weights that differ between the donors; None where any were not counted."""
+        return finite_ratio(self.changed, self.weights) if self.is_counted else None
 
     def energy_share(self, rank: int) -> float | None:
         """Return the share of the energy in each matrix's `rank` largest singular values.

@@ -51,7 +51,8 @@ class Piece:
     terms: tuple[tuple[torch.Tensor, float], ...] = ()
     """What is added: flat tensors of the piece's elements, each with its alpha."""
     on_done: Callable[[bool], None] = lambda _: None
-    """Called in the submitting thread when it is written, with whether all terms are finite."""
+    """Called in the submitting thread when it is written, with whether the sum is finite wherever
+    the target's own weights are."""
 
 
 class SumWriter:
@@ -109,13 +110,17 @@ class SumWriter:
             out=out[: piece.size_bytes].view(piece.dtype),
         )
         _write(piece.sink, out[: piece.size_bytes], piece.offset_bytes)
-        return all(is_finite(vector) for vector, _ in piece.terms)
+        return _is_finite(out, piece) or not _is_finite(theta, piece)
 
     def _own_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
         if not hasattr(self._buffers, "pair"):
             self._buffers.pair = torch.empty(2, PIECE_BYTES, dtype=torch.uint8).unbind()
         pair: tuple[torch.Tensor, torch.Tensor] = self._buffers.pair
         return pair
+
+
+def _is_finite(buffer: torch.Tensor, piece: Piece) -> bool:
+    return piece.dtype is None or is_finite(buffer[: piece.size_bytes].view(piece.dtype))
 
 
 def _read(descriptor: int, into: torch.Tensor, offset: int) -> None:

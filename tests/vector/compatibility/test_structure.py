@@ -111,6 +111,25 @@ def test_a_head_of_untied_donors_must_be_in_the_target(manifest: Manifest, shape
     ]
 
 
+def test_a_tied_target_that_stores_its_head_takes_no_part_for_it(
+    manifest: Manifest, shapes: Shapes
+) -> None:
+    """Engines don't read that head: its part of the vector would be lost without a word."""
+    head = {"lm_head.weight": manifest.tensors[EMBEDDING]}
+    untied = manifest.model_copy(
+        update={"tensors": manifest.tensors | head, "tie_word_embeddings": False}
+    )
+    shapes["lm_head.weight"] = (512, 64)
+    for is_tied, policy, count in (
+        (True, "strict", 1),
+        (False, "strict", 0),
+        (None, "strict", 0),
+        (True, "skip-embeddings", 0),
+    ):
+        found = tensor_findings(Pairing(untied, policy), shapes, is_tied=is_tied)
+        assert sum(finding.verdict is Verdict.REFUSE for finding in found) == count
+
+
 def test_derived_buffers_need_no_vector(manifest: Manifest, shapes: Shapes) -> None:
     """Old checkpoints carry rotary tables that engines compute themselves."""
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (16,)

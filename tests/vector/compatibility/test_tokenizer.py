@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -152,6 +153,12 @@ def test_a_file_that_is_no_tokenizer_is_a_warning(
     level = tokenizer_level(donors, path)
     assert level.verdict is Verdict.WARN
     assert "can't be read" in level.findings[0].text
+
+
+def test_a_pipe_is_no_tokenizer(tmp_path: Path) -> None:
+    """Nobody waits for a writer."""
+    os.mkfifo(tmp_path / "tokenizer.json")
+    assert fingerprint(tmp_path) is None
 
 
 def test_one_high_id_costs_no_time(donors: TokenizerFingerprint, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.support.variations import edited_vector
 from tests.support.vectors import decoded, random_tensor, sketch_of, store_vector
 from vllm_rvec.arithmetic import fuse_all
 from vllm_rvec.errors import ConfigError, IncompatibleVectorError
@@ -149,6 +150,19 @@ def test_incomplete_vectors_are_joined(tmp_path: Path) -> None:
         combine([Term(one, 1.0), Term(bare, 1.0)], tmp_path / "x")
 
 
+def test_an_adapter_without_its_base_says_nothing_of_head_and_rows(tmp_path: Path) -> None:
+    """Whichever comes first: what is known of them is the other vector's."""
+    rows = Vocabulary(tuned_rows=512, base_rows=512)
+    whole = made_of(tmp_path, "whole", 0, vocabulary=rows)
+    made_of(tmp_path, "made", 1, architecture="", complete=False)
+    adapter = edited_vector(tmp_path / "made", tmp_path / "adapter", tie_word_embeddings=False)
+    for number, terms in enumerate(((adapter, whole), (whole, adapter))):
+        made = combine([Term(each, 1.0) for each in terms], tmp_path / f"{number}").manifest
+        assert made.architecture == "Qwen2ForCausalLM"
+        assert made.tie_word_embeddings
+        assert made.vocabulary == rows
+
+
 def test_all_mismatches_are_said_at_once(tmp_path: Path) -> None:
     """Architecture, vocabulary, names, shapes, tokens and base."""
     one = store_vector(
@@ -238,3 +252,12 @@ def test_two_vectors_of_one_name_are_two(vector: Path, tmp_path: Path) -> None:
     terms = [Term(tmp_path / "x" / "v", 0.25), Term(tmp_path / "y" / "v", 0.75)]
     made = combine(terms, tmp_path / "w")
     assert made.step.parameters == {"1": "v:0.25", "2": "v:0.75"}
+
+
+def test_vectors_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    """`v` and `v` would leave open which is which."""
+    one = made_of(tmp_path / "one", "v", 1)
+    other = edited_vector(made_of(tmp_path / "two", "v", 2), tmp_path / "x" / "v", model_type="b")
+    with pytest.raises(IncompatibleVectorError) as refused:
+        combine([Term(one, 1.0), Term(other, 1.0)], tmp_path / "sum")
+    assert refused.value.problems[0].startswith(f"{other}: ")

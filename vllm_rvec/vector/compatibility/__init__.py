@@ -4,7 +4,7 @@
 together from what streams by.
 """
 
-from vllm_rvec.vector.compatibility.check import check_target
+from vllm_rvec.vector.compatibility.check import check_lineage, check_target
 from vllm_rvec.vector.compatibility.report import Finding, Level, Report, Verdict
 
-__all__ = ["Finding", "Level", "Report", "Verdict", "check_target"]
+__all__ = ["Finding", "Level", "Report", "Verdict", "check_lineage", "check_target"]

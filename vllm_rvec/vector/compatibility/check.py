@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vllm_rvec.vector.manifest import Manifest
     from vllm_rvec.vector.reader import VectorReader
 
-__all__ = ["check_target"]
+__all__ = ["check_lineage", "check_target"]
 
 
 def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "strict") -> Report:
@@ -59,6 +59,19 @@ def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "stric
             _lineage(manifest, table),
         ),
     )
+
+
+def check_lineage(manifest: Manifest, checkpoint: Path) -> Level:
+    """Check whether a checkpoint has the initialisation of a vector's base donor.
+
+    Args:
+        manifest: The vector's manifest.
+        checkpoint: A folder: the tuned donor's, say.
+
+    Raises:
+        CheckpointError: The checkpoint can't be read.
+    """
+    return _lineage(manifest, read_table(checkpoint))
 
 
 def _structure(pairing: Pairing, config: Mapping[str, Any], table: TensorTable) -> Level:

@@ -73,7 +73,8 @@ def fingerprint(folder: Path) -> TokenizerFingerprint | None:
 def read_tokens(path: Path) -> dict[int, str] | None:
     """Read the token of each id from a tokenizer.json; None where it is no such file."""
     try:
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+        # Asked before it is opened: a pipe would have the reader wait for a writer.
+        if not path.is_file() or path.stat().st_size > MAX_TOKENIZER_BYTES:
             return None
         found = json.loads(path.read_bytes(), object_pairs_hook=without_duplicates)
         tokens = _vocabulary(found["model"]["vocab"])

@@ -86,7 +86,7 @@ def combine(
     _check_weights(terms)
     storage = Storage(encoding, dtype, rank)
     addends = [_Addend(VectorInput(term.vector), float(np.float32(term.weight))) for term in terms]
-    check_agreement([(addend.source.id, addend.source.manifest) for addend in addends])
+    check_agreement(_called([addend.source for addend in addends]))
     recipe = Recipe(
         operation="combine",
         parameters={
@@ -175,3 +175,11 @@ def _joined(manifests: Sequence[Manifest]) -> tuple[Step, ...]:
 
 def _first_known(values: Iterable[T | None]) -> T | None:
     return next((value for value in values if value), None)
+
+
+def _called(sources: list[VectorInput]) -> list[tuple[str, Manifest]]:
+    """Call each by its id, or all by their folders where two folders have one name."""
+    ids = [source.id for source in sources]
+    if len(set(ids)) < len(ids):
+        ids = [str(source.located.folder) for source in sources]
+    return list(zip(ids, (source.manifest for source in sources), strict=True))

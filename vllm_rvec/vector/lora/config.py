@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from vllm_rvec.checkpoint.table import is_folder, why_no_folder, without_duplicates
+from vllm_rvec.checkpoint.table import is_folder, what_it_is, why_no_folder, without_duplicates
 from vllm_rvec.errors import CheckpointError, CheckpointNotFoundError
 
 if TYPE_CHECKING:
@@ -182,8 +182,14 @@ def read_config(folder: Path) -> AdapterConfig:
 
 def _read(path: Path) -> bytes:
     if not path.is_file() or path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ValueError("there is no such file of a configuration's size")
+        raise ValueError(_why_no_config(path))
     return path.read_bytes()
+
+
+def _why_no_config(path: Path) -> str:
+    if path.is_file():
+        return f"it is larger than {MAX_CONFIG_BYTES} bytes"
+    return ", ".join(filter(None, ("there is no such file", what_it_is(path.parent))))
 
 
 def config_problems(config: AdapterConfig) -> Iterator[str]:

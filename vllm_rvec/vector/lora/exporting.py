@@ -28,6 +28,7 @@ from vllm_rvec.vector.lora.matching import is_conv1d
 from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.names import is_vocabulary
 from vllm_rvec.vector.reader import VectorReader
+from vllm_rvec.vector.verification import verify
 from vllm_rvec.vector.writer import file_digest
 
 if TYPE_CHECKING:
@@ -157,7 +158,9 @@ def export_lora(
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(ADAPTER_DTYPES)}")
     located = vector if isinstance(vector, Located) else Located.local(vector)
     with new_folder(output) as folder:
-        exporter = _Exporter(VectorReader(located.folder), rank, ADAPTER_DTYPES[dtype], on_progress)
+        reader = VectorReader(located.folder)
+        verify(reader)  # an adapter has no digest by which damage would be found later
+        exporter = _Exporter(reader, rank, ADAPTER_DTYPES[dtype], on_progress)
         exporter.write_factors(folder / ADAPTER_NAME)
         made = exporter.summary(output, folder, base)
         config = json.dumps(exporter.config(made.base), indent=2)

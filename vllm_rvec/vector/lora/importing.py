@@ -135,8 +135,8 @@ class _Importer:
                 f"the adapter {adapter.located.folder} can't be a vector",
                 problems=sorted(matched.problems),
                 why="a vector is what is added to the base's weights, and nothing but that",
-                fix="merge it by PEFT's merge_and_unload and save, then `vllm-rvec extract` the "
-                "difference to the base",
+                fix="check that --base is what it was trained on; or merge it by PEFT's "
+                "merge_and_unload and save, then `vllm-rvec extract` the difference to the base",
                 path=adapter.located.folder,
             )
         self.changes = matched.changes
