@@ -49,7 +49,9 @@ def facts_table(
     table = Table(show_header=False, title=shown, title_justify="left", box=SIMPLE_HEAD)
     table.add_column(no_wrap=True)
     table.add_column()
-    changed = percent(total.changed_share)
+    changed = "not counted which are"
+    if total.changed_share is not None:
+        changed = f"{percent(total.changed_share)} %"
     relative = percent(total.relative_norm)
     rows = {
         "formula": f"{manifest.formula}, {'all' if manifest.complete else 'some'} of the tensors",
@@ -59,7 +61,7 @@ def facts_table(
         "vocabulary": _vocabulary(manifest),
         "made": f"{manifest.created} by {manifest.tool}",
         "since then": _lineage(manifest),
-        "weights": f"{total.weights:,} in {total.tensors:,} tensors, {changed} % changed",
+        "weights": f"{total.weights:,} in {total.tensors:,} tensors, {changed} changed",
         "norm": f"{total.norm:.4g}, {relative} % of the base donor's",
         "base + v is tuned": _exactness(manifest),
         "lost in encoding": _lossy(lossy),
