@@ -36,6 +36,11 @@ class Located:
     """The commit on the Hub."""
 
     @classmethod
+    def of(cls, found: Path | Located) -> Located:
+        """Take a folder that may have been located already."""
+        return found if isinstance(found, Located) else cls.local(found)
+
+    @classmethod
     def local(cls, folder: Path) -> Located:
         """Name a folder that is nothing but local."""
         # Not every name is text: a manifest and a model card say this one.

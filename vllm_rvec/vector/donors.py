@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    import numpy as np
+    import numpy.typing as npt
+
     from vllm_rvec.checkpoint.fetch import Located
 
 __all__ = ["DonorReader", "Pair", "match_donors", "vocabulary_of"]
@@ -102,6 +105,12 @@ class DonorReader:
                 self.reader.release(name, behind)
                 released = behind
         self.reader.release(name)
+
+    def sample(self, name: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return a tensor's weights at flat positions, as a sketch takes them."""
+        picked = self.tensor(name).reshape(-1)[torch.from_numpy(positions)].float().numpy()
+        self.reader.release(name)
+        return picked
 
     def describe(self) -> Donor:
         """Say where this side of the difference came from; waits for the digests."""

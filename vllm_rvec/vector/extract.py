@@ -25,7 +25,7 @@ from vllm_rvec.vector.compatibility.tokenizer import fingerprint
 from vllm_rvec.vector.donors import DonorReader, Pair, match_donors, vocabulary_of
 from vllm_rvec.vector.encodings import Choice, Encoded, Measures, Source, encode
 from vllm_rvec.vector.encodings.source import norm_of
-from vllm_rvec.vector.manifest import Donors, Manifest, Roundtrip, TensorEntry
+from vllm_rvec.vector.manifest import Donors, Manifest, Roundtrip, Sketch, TensorEntry
 from vllm_rvec.vector.names import OUTPUT_HEAD
 from vllm_rvec.vector.roundtrip import RoundtripCount
 from vllm_rvec.vector.scratch import Scratch
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    import numpy as np
-    import numpy.typing as npt
 
 __all__ = ["STORED_DTYPES", "VOCABULARY_POLICIES", "Extraction", "extract", "stored_dtype"]
 
@@ -110,8 +108,8 @@ def extract(
         raise ConfigError(f"--vocab {vocabulary}: choose one of {', '.join(VOCABULARY_POLICIES)}")
     with (
         new_folder(output) as folder,
-        DonorReader(_located(tuned)) as tuned_donor,
-        DonorReader(_located(base)) as base_donor,
+        DonorReader(Located.of(tuned)) as tuned_donor,
+        DonorReader(Located.of(base)) as base_donor,
     ):
         pairs = match_donors(tuned_donor, base_donor, vocabulary)
         extractor = _Extractor(tuned_donor, base_donor, choice, on_progress)
@@ -129,10 +127,6 @@ def stored_dtype(name: str) -> torch.dtype:
     if name not in STORED_DTYPES:
         raise ConfigError(f"--dtype {name}: choose one of {', '.join(STORED_DTYPES)}")
     return STORED_DTYPES[name]
-
-
-def _located(donor: Path | Located) -> Located:
-    return donor if isinstance(donor, Located) else Located.local(donor)
 
 
 @dataclass(slots=True)
@@ -222,7 +216,7 @@ class _Extractor:
             files=files,
             roundtrip=self._roundtrip(writer.entries),
             tokenizer=fingerprint(self.tuned.folder),
-            sketch=make_sketch(self._sketched_shapes(pairs), _Sampler(self.base, pairs)),
+            sketch=self._sketch(pairs),
             lineage=(),
             created=now(),
             tool=TOOL,
@@ -303,9 +297,14 @@ class _Extractor:
         is_lossy = any(entry.encoding in LOSSY_ENCODINGS for entry in entries.values())
         return None if is_lossy else self.roundtrip.total()
 
-    def _sketched_shapes(self, pairs: list[Pair]) -> dict[str, tuple[int, ...]]:
+    def _sketch(self, pairs: list[Pair]) -> Sketch:
         table = self.base.reader.table
-        return {pair.name: pair.shape for pair in pairs if table[pair.base].dtype in FLOAT_DTYPES}
+        floats = [pair for pair in pairs if table[pair.base].dtype in FLOAT_DTYPES]
+        own_names = {pair.name: pair.base for pair in floats}
+        return make_sketch(
+            {pair.name: pair.shape for pair in floats},
+            lambda name, positions: self.base.sample(own_names[name], positions),
+        )
 
 
 @contextmanager
@@ -316,20 +315,6 @@ def _threads() -> Iterator[Executor]:
             yield pool
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-class _Sampler:
-    """Weights of the base donor at flat positions, by the vector's names."""
-
-    def __init__(self, base: DonorReader, pairs: list[Pair]) -> None:
-        self._reader = base.reader
-        self._own_names = {pair.name: pair.base for pair in pairs}
-
-    def __call__(self, name: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        tensor = self._reader.tensor(self._own_names[name])
-        picked = tensor.reshape(-1)[torch.from_numpy(positions)].float().numpy()
-        self._reader.release(self._own_names[name])
-        return picked
 
 
 def _check_equal(name: str, tuned: torch.Tensor, base: torch.Tensor) -> None:

@@ -101,12 +101,12 @@ def merge(
         VectorCorruptError: A vector is damaged. It is verified first, once: see `verification`.
         IncompatibleVectorError: A vector does not belong to the target.
     """
-    located = _located(target)
+    located = Located.of(target)
     table = read_table(located.folder)
     opened = [
         _Vector(VectorReader(where.folder), where, alpha)
         for where, alpha in zip(
-            map(_located, vectors), _checked_alphas(vectors, alphas), strict=True
+            map(Located.of, vectors), _checked_alphas(vectors, alphas), strict=True
         )
     ]
     for vector in opened:
@@ -147,10 +147,6 @@ class _Vector:
     def ingredient(self) -> Ingredient:
         digest = file_digest(self.reader.folder / MANIFEST_NAME)
         return Ingredient(self.located, self.alpha, self.reader.manifest, digest)
-
-
-def _located(folder: Path | Located) -> Located:
-    return folder if isinstance(folder, Located) else Located.local(folder)
 
 
 def _checked_alphas(vectors: Sequence[object], alphas: Sequence[float]) -> list[float]:

@@ -33,7 +33,7 @@ class VectorInput:
     """
 
     def __init__(self, vector: Path | Located) -> None:
-        self.located = vector if isinstance(vector, Located) else Located.local(vector)
+        self.located = Located.of(vector)
         self.reader = VectorReader(self.located.folder)
         self.digest = file_digest(self.located.folder / MANIFEST_NAME)
         """blake3 of its manifest."""

@@ -156,7 +156,7 @@ def export_lora(
         raise ConfigError(f"--rank {rank}: a rank is 1 or more")
     if dtype not in ADAPTER_DTYPES:
         raise ConfigError(f"--dtype {dtype}: choose one of {', '.join(ADAPTER_DTYPES)}")
-    located = vector if isinstance(vector, Located) else Located.local(vector)
+    located = Located.of(vector)
     with new_folder(output) as folder:
         reader = VectorReader(located.folder)
         verify(reader)  # an adapter has no digest by which damage would be found later

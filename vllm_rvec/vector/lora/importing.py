@@ -35,9 +35,6 @@ from vllm_rvec.vector.writer import TOOL, VectorWriter, file_digest, now, write_
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-    import numpy.typing as npt
-
     from vllm_rvec.vector.manifest import StoredFile, TensorEntry
 
 __all__ = ["LoraImport", "import_lora", "named_base"]
@@ -92,8 +89,8 @@ def import_lora(
         ConfigError: The output exists or can't be written.
     """
     with new_folder(output) as folder:
-        opened = Adapter(_located(adapter))
-        found = _located(base) if base is not None else named_base(opened)
+        opened = Adapter(Located.of(adapter))
+        found = Located.of(base) if base is not None else named_base(opened)
         if found is None:
             manifest = _Importer(opened, None, on_progress).write(folder)
         else:
@@ -113,10 +110,6 @@ def named_base(adapter: Adapter) -> Located | None:
         return Located.local(folder) if (folder / "config.json").is_file() else None
     except OSError:
         return None
-
-
-def _located(found: Path | Located) -> Located:
-    return found if isinstance(found, Located) else Located.local(found)
 
 
 class _Importer:
@@ -253,14 +246,10 @@ class _Importer:
     def _sketch(self, base: DonorReader) -> Sketch:
         floats = [change for change in self.changes if change.dtype in FLOAT_DTYPES]
         own_names = {change.name: change.base for change in floats}
-
-        def sample(name: str, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            flat = base.reader.tensor(own_names[name]).reshape(-1)
-            picked = flat[torch.from_numpy(positions)].float().numpy()
-            base.reader.release(own_names[name])
-            return picked
-
-        return make_sketch({change.name: change.shape for change in floats}, sample)
+        return make_sketch(
+            {change.name: change.shape for change in floats},
+            lambda name, positions: base.sample(own_names[name], positions),
+        )
 
 
 def _difference(shape: tuple[int, ...], tuned: torch.Tensor, base: torch.Tensor) -> Source:
