@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
+from vllm_rvec.vector.stored import Team
+from vllm_rvec.vector.stored.dense import DenseTensor
 
 ALPHA = 0.3
 Operation = Callable[[torch.Tensor], torch.Tensor]
@@ -18,9 +20,12 @@ def pair(*shape: int, dtype: torch.dtype = torch.bfloat16) -> tuple[FusedTensor,
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(shape, generator=generator).to(dtype)
     v = (torch.randn(shape, generator=generator) * 0.1).to(dtype)
-    lazy = FusedTensor(theta, v, Fusion(ALPHA, dtype, FuseLedger()))
-    eager = (theta.float() + torch.tensor(ALPHA) * v.float()).to(dtype)
-    return lazy, eager
+    fusion = Fusion(((DenseTensor(v), ALPHA),), 0, dtype, FuseLedger(), Team(1))
+    return FusedTensor(theta, fusion), reference(theta, v, dtype)
+
+
+def reference(theta: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return (theta.float() + torch.tensor(ALPHA) * v.float()).to(dtype)
 
 
 def ledger(tensor: FusedTensor) -> FuseLedger:
@@ -91,7 +96,8 @@ def test_anything_else_gets_the_computed_sum(operation: Operation) -> None:
 def test_a_copy_rounds_once_to_the_parameters_dtype(dtype: torch.dtype) -> None:
     """A bf16 sum copied into another dtype is not rounded to bf16 on the way."""
     lazy, _ = pair(8, 6)
-    expected = (lazy._theta.float() + torch.tensor(ALPHA) * lazy._vector.float()).to(dtype)
+    v = lazy._fusion.terms[0][0].read(0, 48).view(8, 6)
+    expected = reference(lazy._theta, v, dtype)
     assert torch.equal(torch.empty(8, 6, dtype=dtype).copy_(lazy), expected)
 
 
@@ -161,4 +167,4 @@ def test_attributes_that_vllm_sets_stay_on_the_tensor() -> None:
     lazy, _ = pair(8, 6)
     lazy.shard_id = "q"  # type: ignore[attr-defined]
     assert lazy.shard_id == "q"  # type: ignore[attr-defined]
-    assert repr(lazy) == "FusedTensor((8, 6), torch.bfloat16, alpha=0.3)"
+    assert repr(lazy) == "FusedTensor((8, 6), torch.bfloat16, alphas=[0.3])"

@@ -2,8 +2,9 @@
 
 vLLM's weight loaders take views of a checkpoint's tensor (slices for tensor parallelism, halves of
 packed matrices) and copy them into parameters. This tensor stands for the sum: a view of it is the
-pair of the same views of both sides, and the sum is computed straight into the parameter at the
-copy. So each rank reads, adds and writes its own part only, once.
+same view of theta, whose strides say which elements of v belong to it, and the sum is computed
+straight into the parameter at the copy. So each rank reads, adds and writes its own part only, and
+once.
 
 An operation that is not known to commute with the sum gets the computed tensor instead: slower,
 never wrong. It has no storage of its own, so code that reaches past PyTorch's dispatcher can't read
@@ -19,10 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vllm_rvec.arithmetic import fuse
+from vllm_rvec.vector.stored import fuse_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vllm_rvec.vector.stored import Team, Term
 
 __all__ = ["FuseLedger", "FusedTensor", "Fusion"]
 
@@ -69,26 +72,28 @@ class FuseLedger:
 class Fusion:
     """How to compute one tensor's sum."""
 
-    alpha: float
-    """The scaling coefficient."""
+    terms: tuple[Term, ...]
+    """What is added, in this order: tensors as they are stored, of as many elements as theta."""
+    origin: int
+    """The storage offset of theta as a whole, which is contiguous."""
     dtype: torch.dtype
     """What the sum is rounded to where an operation asks for it before the copy. A copy rounds
     once, to the parameter's own dtype, whatever this says."""
     ledger: FuseLedger
     """Where to count."""
+    team: Team
+    """Threads to share the work."""
 
 
 class FusedTensor(torch.Tensor):
-    """theta + alpha * v, not computed yet.
+    """theta + the sum of alpha * v, not computed yet.
 
     Args:
-        theta: The target's tensor, on the CPU.
-        vector: The vector's tensor, same shape, on the CPU.
+        theta: The target's tensor, contiguous, or a view of it; on the CPU.
         fusion: How to compute the sum.
     """
 
     _theta: torch.Tensor
-    _vector: torch.Tensor
     _fusion: Fusion
 
     # All work is done below, per ATen operation; without this each call would run Python twice.
@@ -96,18 +101,19 @@ class FusedTensor(torch.Tensor):
 
     @staticmethod
     def __new__(  # noqa: D102 - the class docstring says it
-        cls: type[FusedTensor], theta: torch.Tensor, vector: torch.Tensor, fusion: Fusion
+        cls: type[FusedTensor], theta: torch.Tensor, fusion: Fusion
     ) -> FusedTensor:
         self: FusedTensor = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 - as above
             cls, theta.shape, theta.stride(), dtype=fusion.dtype, device=theta.device
         )
-        self._theta, self._vector, self._fusion = theta, vector, fusion
+        self._theta, self._fusion = theta, fusion
         return self
 
     def __repr__(  # type: ignore[override]  # torch's stub is of another form
         self, *, tensor_contents: Any = None
     ) -> str:
-        return f"FusedTensor({tuple(self.shape)}, {self.dtype}, alpha={self._fusion.alpha})"
+        alphas = [alpha for _, alpha in self._fusion.terms]
+        return f"FusedTensor({tuple(self.shape)}, {self.dtype}, alphas={alphas})"
 
     def data_ptr(self) -> int:
         """Refuse: PyTorch would answer 0, and whoever asks would read from there."""
@@ -122,9 +128,7 @@ class FusedTensor(torch.Tensor):
 
     def narrow(self, dim: int, start: Any, length: Any) -> FusedTensor:
         """Take a slice, past the dispatcher: weight loaders do it for every tensor."""
-        return self._pair(
-            self._theta.narrow(dim, start, length), self._vector.narrow(dim, start, length)
-        )
+        return FusedTensor(self._theta.narrow(dim, start, length), self._fusion)
 
     def copy_into(self, out: torch.Tensor) -> torch.Tensor:
         """Compute the sum into `out`, which has this shape, rounding once to its dtype."""
@@ -132,13 +136,18 @@ class FusedTensor(torch.Tensor):
             return out  # vLLM's reload first counts what each loader would copy
         self._fusion.ledger.copies += 1
         self._fusion.ledger.elements += out.numel()
-        return fuse(self._theta, self._vector, self._fusion.alpha, out=out)
+        if out.device.type == "cpu":
+            return self._sum(out)
+        return out.copy_(self._sum(torch.empty(self.shape, dtype=out.dtype)))
 
     def materialize(self, operation: str) -> torch.Tensor:
         """Compute the sum as a plain tensor, for an operation that needs it."""
         self._fusion.ledger.materialized[operation] += 1
-        out = torch.empty(self.shape, dtype=self.dtype, device=self._theta.device)
-        return fuse(self._theta, self._vector, self._fusion.alpha, out=out)
+        return self._sum(torch.empty(self.shape, dtype=self.dtype))
+
+    def _sum(self, out: torch.Tensor) -> torch.Tensor:
+        fusion = self._fusion
+        return fuse_view(self._theta, fusion.origin, fusion.terms, out, fusion.team)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets the class
@@ -160,13 +169,10 @@ class FusedTensor(torch.Tensor):
         return func(*args, **kwargs)
 
     def _view(self, func: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        theta, vector = func(self._theta, *rest, **kwargs), func(self._vector, *rest, **kwargs)
+        theta = func(self._theta, *rest, **kwargs)
         if isinstance(theta, torch.Tensor):
-            return self._pair(theta, vector)
-        return [self._pair(*sides) for sides in zip(theta, vector, strict=True)]
-
-    def _pair(self, theta: torch.Tensor, vector: torch.Tensor) -> FusedTensor:
-        return FusedTensor(theta, vector, self._fusion)
+            return FusedTensor(theta, self._fusion)
+        return [FusedTensor(part, self._fusion) for part in theta]
 
 
 def _is_fusing_copy(out: torch.Tensor, source: torch.Tensor) -> bool:

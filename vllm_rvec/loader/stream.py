@@ -16,6 +16,7 @@ from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
 from vllm_rvec.vector.compatibility.structure import tensor_findings
 from vllm_rvec.vector.fitting import fitted_part
+from vllm_rvec.vector.stored import Team
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,6 +55,7 @@ class FusedStream:
     """Whether the stream was read to its end."""
     _samples: dict[str, torch.Tensor] = field(default_factory=dict)
     _probe: LineageProbe = field(init=False)
+    _team: Team = field(default_factory=Team)
 
     def __post_init__(self) -> None:
         self._probe = LineageProbe(self.vector.manifest, MOST_SAMPLED)
@@ -101,5 +103,9 @@ class FusedStream:
         v = fitted_part(self.vector, self.pairing, name, self.shapes[name], self.alpha)
         if v is None:
             return theta
+        theta = theta.contiguous()
         dtype = torch.promote_types(theta.dtype, self.dtype)
-        return FusedTensor(theta, v, Fusion(self.alpha, dtype, self.ledger))
+        fusion = Fusion(
+            ((v, self.alpha),), int(theta.storage_offset()), dtype, self.ledger, self._team
+        )
+        return FusedTensor(theta, fusion)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
+from vllm_rvec.vector.stored import PaddedTensor
 
 if TYPE_CHECKING:
     from vllm_rvec.vector.compatibility.structure import Pairing
     from vllm_rvec.vector.reader import VectorReader
+    from vllm_rvec.vector.stored import StoredTensor
 
 __all__ = ["fitted_part"]
 
 
 def fitted_part(
     vector: VectorReader, pairing: Pairing, name: str, shape: tuple[int, ...], alpha: float
-) -> torch.Tensor | None:
+) -> StoredTensor | None:
     """Return what is added, times alpha, to a target's tensor, in the target's shape.
 
     Args:
@@ -33,11 +34,7 @@ def fitted_part(
     part = pairing.part_for(name)
     if part is None or pairing.is_skipped(name) or not pairing.fits(name, shape):
         return None
-    v = vector.tensor(part)
-    if v is None or tuple(v.shape) == shape:
-        return v
-    if v.shape[0] > shape[0]:
-        return v[: shape[0]]
-    padded = torch.full(shape, -0.0 if alpha > 0 else 0.0, dtype=v.dtype)
-    padded[: v.shape[0]] = v
-    return padded
+    stored = vector.stored(part)
+    if stored is None or stored.shape == shape:
+        return stored
+    return PaddedTensor(stored, shape, -0.0 if alpha > 0 else 0.0)

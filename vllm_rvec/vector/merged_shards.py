@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from vllm_rvec.checkpoint.table import TensorInfo, TensorTable
     from vllm_rvec.vector.compatibility.structure import Pairing
     from vllm_rvec.vector.reader import VectorReader
+    from vllm_rvec.vector.stored import Term
 
 __all__ = ["Addend", "ShardMerger"]
 
 RELEASE_BYTES = 8 << 20
 """How much of a tensor is written before the pages of what was added are given back."""
-
-ALONE_BYTES = 64 << 20
-"""The parts of a tensor as large as this are not decoded before all others are written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,26 +95,24 @@ class ShardMerger:
             for name, info in sorted(own, key=lambda item: item[1].offset_bytes):
                 self._submit(writer, files, _Stretch(end, info.offset_bytes))
                 end = info.offset_bytes + info.size_bytes
-                self._submit(writer, files, self._sum(writer, name, info))
+                self._submit(writer, files, self._sum(name, info))
             self._submit(writer, files, _Stretch(end, size_bytes))
             writer.drain()
             return syncer.submit(_sync, os.dup(out.fileno()))
 
-    def _sum(self, writer: SumWriter, name: str, info: TensorInfo) -> _Stretch:
+    def _sum(self, name: str, info: TensorInfo) -> _Stretch:
         """Find what is added to a tensor."""
         stretch = _Stretch(info.offset_bytes, info.offset_bytes + info.size_bytes, name)
         dtype = TORCH_DTYPES.get(info.dtype)
         if dtype not in FLOAT_DTYPES or info.size_bytes == 0:
             return stretch
-        if info.size_bytes >= ALONE_BYTES:
-            writer.drain()
         for addend in self.addends:
             if addend.alpha == 0:
                 continue
             tensor = fitted_part(addend.reader, addend.pairing, name, info.shape, addend.alpha)
             if tensor is not None:
                 part = addend.pairing.part_for(name) or name
-                stretch.terms.append((tensor.reshape(-1), addend.alpha))
+                stretch.terms.append((tensor, addend.alpha))
                 stretch.releases.append(partial(addend.reader.release, part))
         if stretch.terms:
             stretch.dtype = dtype
@@ -128,9 +124,17 @@ class ShardMerger:
     ) -> None:
         source, sink = (file.fileno() for file in files)
         for offset, size in _pieces(stretch.start, stretch.end):
-            terms = stretch.terms_of(offset, size)
-            done = partial(self._piece_is_written, stretch, size)
-            writer.submit(Piece(source, sink, offset, size, stretch.dtype, terms, done))
+            piece = Piece(
+                source,
+                sink,
+                offset,
+                size,
+                dtype=stretch.dtype,
+                terms=tuple(stretch.terms),
+                first_element=stretch.first_element(offset),
+                on_done=partial(self._piece_is_written, stretch, size),
+            )
+            writer.submit(piece)
 
     def _piece_is_written(self, stretch: _Stretch, size_bytes: int, is_finite: bool) -> None:
         stretch.piece_is_written(size_bytes)
@@ -151,19 +155,16 @@ class _Stretch:
     name: str = ""
     dtype: torch.dtype | None = None
     """Of the tensor, where anything is added to it."""
-    terms: list[tuple[torch.Tensor, float]] = field(default_factory=list)
-    """Flat tensors of the whole stretch's elements, with their alphas."""
+    terms: list[Term] = field(default_factory=list)
+    """Tensors of the whole stretch's elements, with their alphas."""
     releases: list[Callable[[], None]] = field(default_factory=list)
     """Give back the pages of what is added; those of a piece at work come again by themselves."""
     unreleased_bytes: int = 0
     written_bytes: int = 0
 
-    def terms_of(self, offset: int, size: int) -> tuple[tuple[torch.Tensor, float], ...]:
-        """Cut out what is added to a piece."""
-        if self.dtype is None:
-            return ()
-        first, count = (offset - self.start) // self.dtype.itemsize, size // self.dtype.itemsize
-        return tuple((tensor[first : first + count], alpha) for tensor, alpha in self.terms)
+    def first_element(self, offset: int) -> int:
+        """Number the element at an offset in the file, counted from the tensor's first."""
+        return 0 if self.dtype is None else (offset - self.start) // self.dtype.itemsize
 
     def piece_is_written(self, size_bytes: int) -> None:
         """Give pages back, now and then and at the end."""

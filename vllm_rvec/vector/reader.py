@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.checkpoint.reader import CheckpointReader
     from vllm_rvec.checkpoint.table import TensorTable
+    from vllm_rvec.vector.stored import StoredTensor
 
 __all__ = ["VectorReader"]
 
@@ -60,16 +61,27 @@ class VectorReader:
             VectorFormatError: Decoded, it would take more memory than this machine has.
             VectorCorruptError: Its shard can't be read, or its parts contradict each other.
         """
+        entry = self.manifest.tensors[name]
+        if entry.encoding not in {"zero", "dense"}:
+            self._check_memory(name, entry.elements)
+        stored = self.stored(name)
+        return None if stored is None else stored.read(0, stored.elements).view(entry.shape)
+
+    def stored(self, name: str) -> StoredTensor | None:
+        """Return one tensor of v as it is stored; None where it is all zero. Nothing is read yet.
+
+        Raises:
+            KeyError: The vector has no such tensor.
+            VectorCorruptError: Its shard can't be read.
+        """
         # Here and not above: whoever looks at manifests only should not wait for torch.
-        from vllm_rvec.vector.encodings import decode  # noqa: PLC0415
+        from vllm_rvec.vector.stored import open_stored  # noqa: PLC0415
 
         entry = self.manifest.tensors[name]
         if entry.encoding == "zero":
             return None
-        if entry.encoding != "dense":
-            self._check_memory(name, entry.elements)
         parts = {part: self.part(part) for part in part_names(name, entry, self.table)}
-        return decode(entry, name, parts)
+        return open_stored(entry, name, parts)
 
     def part(self, part: str) -> torch.Tensor:
         """Return one part as it is stored: a view of the mapped file.

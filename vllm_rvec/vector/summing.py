@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from vllm_rvec.arithmetic import BLOCK_ELEMENTS, fuse_all, is_finite
+from vllm_rvec.arithmetic import BLOCK_ELEMENTS, is_finite
+from vllm_rvec.vector.stored import Team, fuse_view
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
+
+    from vllm_rvec.vector.stored import Term
 
 __all__ = ["PIECE_BYTES", "Piece", "SumWriter"]
 
@@ -48,8 +51,10 @@ class Piece:
     """At most `PIECE_BYTES`."""
     dtype: torch.dtype | None = None
     """Of theta, where anything is added."""
-    terms: tuple[tuple[torch.Tensor, float], ...] = ()
-    """What is added: flat tensors of the piece's elements, each with its alpha."""
+    terms: tuple[Term, ...] = ()
+    """What is added: tensors of the whole tensor's elements, each with its alpha."""
+    first_element: int = 0
+    """The number of the piece's first element in the whole tensor."""
     on_done: Callable[[bool], None] = lambda _: None
     """Called in the submitting thread when it is written, with whether the sum is finite wherever
     the target's own weights are."""
@@ -66,6 +71,7 @@ class SumWriter:
         self._queued: deque[tuple[Piece, Future[bool]]] = deque()
         self._limit = count * QUEUED_PER_THREAD
         self._buffers = threading.local()
+        self._alone = Team(1)
 
     def __enter__(self) -> Self:
         return self
@@ -104,10 +110,14 @@ class SumWriter:
         if piece.dtype is None:
             _write(piece.sink, theta[: piece.size_bytes], piece.offset_bytes)
             return True
-        fuse_all(
-            theta[: piece.size_bytes].view(piece.dtype),
+        weights = theta[: piece.size_bytes].view(piece.dtype)
+        # The buffer holds the elements from the first one on: the whole tensor would begin before.
+        fuse_view(
+            weights,
+            int(weights.storage_offset()) - piece.first_element,
             piece.terms,
-            out=out[: piece.size_bytes].view(piece.dtype),
+            out[: piece.size_bytes].view(piece.dtype),
+            self._alone,
         )
         _write(piece.sink, out[: piece.size_bytes], piece.offset_bytes)
         return _is_finite(out, piece) or not _is_finite(theta, piece)

@@ -2,9 +2,8 @@
 
 Encoding reads its source in blocks, as often as it needs, so that a difference of two donors never
 has to be in memory as a whole; only what is stored compactly is (sparse parts, bytes, factors).
-Decoding gives the whole tensor.
 
-Not here: which file the parts are in (`writer`, `reader`).
+Not here: decoding (`stored`), and which file the parts are in (`writer`, `reader`).
 """
 
 from __future__ import annotations
@@ -16,25 +15,14 @@ import torch
 
 from vllm_rvec.checkpoint.dtypes import DTYPE_NAMES
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.vector.encodings.int8 import decode_int8, encode_int8
-from vllm_rvec.vector.encodings.lowrank import (
-    encode_lowrank,
-    is_worth_factors,
-    product,
-)
+from vllm_rvec.vector.encodings.int8 import encode_int8
+from vllm_rvec.vector.encodings.lowrank import encode_lowrank, is_worth_factors
 from vllm_rvec.vector.encodings.parts import Encoded, Part, size_bytes
 from vllm_rvec.vector.encodings.source import Measures, Rounded, Source, measure
-from vllm_rvec.vector.encodings.sparse import (
-    decode_sparse,
-    encode_sparse,
-    may_be_sparse,
-)
-from vllm_rvec.vector.layout import LORA_A, LORA_B
+from vllm_rvec.vector.encodings.sparse import encode_sparse, may_be_sparse
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vllm_rvec.vector.manifest import Encoding, TensorEntry
+    from vllm_rvec.vector.manifest import Encoding
 
 __all__ = [
     "ENCODING_CHOICES",
@@ -43,7 +31,6 @@ __all__ = [
     "Measures",
     "Part",
     "Source",
-    "decode",
     "encode",
     "measure",
 ]
@@ -92,29 +79,6 @@ def encode(source: Source, choice: Choice, measures: Measures | None = None) -> 
     if choice.encoding == "lowrank" and is_worth_factors(source.shape, choice.rank):
         return encode_lowrank(source, choice.rank, choice.dtype)
     return _encode_exactly(source, choice, measures)
-
-
-def decode(entry: TensorEntry, name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Give a stored tensor back.
-
-    Args:
-        entry: Its manifest entry; not of a zero tensor.
-        name: Its name.
-        parts: Its parts by their names in the shard, of the shapes and dtypes that FORMAT.md says.
-
-    Returns:
-        The tensor in the entry's shape and dtype; of a dense one the part itself.
-
-    Raises:
-        VectorCorruptError: The parts contradict each other.
-    """
-    if entry.encoding == "dense":
-        return parts[name]
-    if entry.encoding == "int8":
-        return decode_int8(entry, name, parts)
-    if entry.encoding == "lowrank":
-        return product(parts[name + LORA_A], parts[name + LORA_B], entry.scaling or 0.0)
-    return decode_sparse(entry, name, parts)
 
 
 def _encode_exactly(source: Source, choice: Choice, measures: Measures) -> Encoded:

@@ -12,12 +12,9 @@ from vllm_rvec.vector.encodings.source import norm_of, row_blocks
 from vllm_rvec.vector.layout import INT8, SCALE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from vllm_rvec.vector.encodings.source import Source
-    from vllm_rvec.vector.manifest import TensorEntry
 
-__all__ = ["decode_int8", "encode_int8"]
+__all__ = ["encode_int8"]
 
 
 def encode_int8(source: Source) -> Encoded:
@@ -45,10 +42,3 @@ def _row_scales(block: torch.Tensor) -> torch.Tensor:
     # takes 127 of it beyond the range.
     scale = torch.where(scale * 127 < largest, scale.nextafter(torch.tensor(math.inf)), scale)
     return torch.where(torch.isinf(scale * 127), scale.nextafter(torch.tensor(0.0)), scale)
-
-
-def decode_int8(entry: TensorEntry, name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Multiply every row with its scale, in float32."""
-    scale = parts[name + SCALE]
-    rows = parts[name + INT8].reshape(scale.numel(), entry.shape[-1]).float()
-    return rows.mul_(scale.unsqueeze(1)).view(entry.shape)

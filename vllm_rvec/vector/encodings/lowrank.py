@@ -14,7 +14,7 @@ from vllm_rvec.vector.layout import LORA_A, LORA_B
 if TYPE_CHECKING:
     from vllm_rvec.vector.encodings.source import Source
 
-__all__ = ["encode_lowrank", "is_worth_factors", "product", "top_singular"]
+__all__ = ["encode_lowrank", "is_worth_factors", "product", "product_rows", "top_singular"]
 
 OVERSAMPLING = 8
 POWER_ITERATIONS = 4
@@ -78,7 +78,12 @@ def product(lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float) -> torch
     """Multiply factors in float64, rounded once to float32, a block of rows at a time."""
     wide_a = lora_a.double()
     out = torch.empty(lora_b.shape[0], lora_a.shape[1], dtype=torch.float32)
-    rows = max(1, PRODUCT_ELEMENTS // max(1, lora_a.shape[1]))
+    rows = product_rows(lora_a)
     for target, block in zip(torch.split(out, rows), torch.split(lora_b, rows), strict=True):
         target.copy_((block.double() @ wide_a).mul_(scaling))
     return out
+
+
+def product_rows(lora_a: torch.Tensor) -> int:
+    """Return how many rows of a product are computed at a time."""
+    return max(1, PRODUCT_ELEMENTS // max(1, lora_a.shape[1]))

@@ -10,19 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vllm_rvec.checkpoint.dtypes import TORCH_DTYPES
-from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector.encodings.parts import Part, size_bytes
 from vllm_rvec.vector.encodings.source import Rounded
 from vllm_rvec.vector.layout import BITMAP, GAPS, VALUES, bitmap_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
 
     from vllm_rvec.vector.encodings.source import Source
-    from vllm_rvec.vector.manifest import TensorEntry
 
-__all__ = ["decode_sparse", "encode_sparse", "may_be_sparse"]
+__all__ = ["encode_sparse", "may_be_sparse"]
 
 Integers = npt.NDArray[Any]
 """The bits of floats, bytes, or gaps."""
@@ -173,54 +170,3 @@ def _count_bridges(source: Source, dtype: torch.dtype) -> list[tuple[int, int]]:
         for limit in (NARROW_GAP, WIDE_GAP):
             counts[limit] += int((gaps // (limit + 1)).sum())
     return [(limit, counts[limit]) for limit in (NARROW_GAP, WIDE_GAP)]
-
-
-def decode_sparse(entry: TensorEntry, name: str, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Put values back to their places; raises VectorCorruptError where they have none."""
-    values = parts[name + VALUES]
-    out = torch.zeros(entry.elements, dtype=TORCH_DTYPES[entry.dtype])
-    if name + BITMAP in parts:
-        problem = _fill_by_bitmap(out, values, parts[name + BITMAP].numpy())
-    else:
-        problem = _fill_by_gaps(out, values, parts[name + GAPS])
-    if problem:
-        raise _contradiction(name, problem)
-    return out.view(entry.shape)
-
-
-def _fill_by_bitmap(out: torch.Tensor, values: torch.Tensor, bitmap: np.ndarray) -> str:
-    """Put values where bits are set, a block at a time; return what is wrong, if anything."""
-    done = 0
-    for first in range(0, out.numel(), DECODED_ELEMENTS):
-        block = out[first : first + DECODED_ELEMENTS]
-        packed = bitmap[first // 8 : (first + DECODED_ELEMENTS) // 8]
-        bits = np.unpackbits(packed, bitorder="little").view(bool)
-        count = int(np.count_nonzero(bits))
-        if done + count > values.numel() or bits[block.numel() :].any():
-            return "the bitmap has more bits than there are values or elements"
-        mask = torch.from_numpy(bits[: block.numel()])
-        block.masked_scatter_(mask, values[done : done + count])
-        done += count
-    return "" if done == values.numel() else "the bitmap has fewer bits than there are values"
-
-
-def _fill_by_gaps(out: torch.Tensor, values: torch.Tensor, gaps: torch.Tensor) -> str:
-    """Put values behind their gaps, a block at a time; return what is wrong, if anything."""
-    last = -1
-    for first in range(0, gaps.numel(), DECODED_ELEMENTS):
-        steps = gaps[first : first + DECODED_ELEMENTS].to(torch.int64) + 1
-        positions = torch.cumsum(steps, 0) + last
-        last = int(positions[-1])
-        if last >= out.numel():
-            return "its gaps lead beyond its last element"
-        out[positions] = values[first : first + DECODED_ELEMENTS]
-    return ""
-
-
-def _contradiction(name: str, why: str) -> VectorCorruptError:
-    return VectorCorruptError(
-        f"tensor {name!r} of the vector is damaged",
-        why=why,
-        fix="copy or download the whole folder again",
-        tensor_name=name,
-    )

@@ -1,0 +1,96 @@
+"""`int8`: a byte an element, and a scale for each row."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vllm_rvec.vector.stored.compiled import compiled_loops, numbers
+from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
+from vllm_rvec.vector.stored.window import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vllm_rvec.vector.stored.team import Team
+    from vllm_rvec.vector.stored.tensor import Array
+
+__all__ = ["Int8Tensor"]
+
+JOB_ELEMENTS = 1 << 20
+
+
+class Int8Tensor(StoredTensor):
+    """A tensor in whole steps of a row's scale; decoded, scale times step in float32.
+
+    Args:
+        steps: The bytes, in the tensor's shape.
+        scales: Float32, one for each row; a row is the last dimension.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, steps: torch.Tensor, scales: torch.Tensor) -> None:
+        self.shape = tuple(steps.shape)
+        self.size_bytes = steps.nbytes + scales.nbytes
+        self._steps = steps.reshape(-1)
+        self._scales = scales
+        self._columns = self.shape[-1]
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Multiply every row of a stretch with its scale."""
+        if stop <= start:
+            return torch.empty(0)
+        first, last = start // self._columns, -(-stop // self._columns)
+        rows = self._steps[first * self._columns : last * self._columns].view(-1, self._columns)
+        whole = rows.float().mul_(self._scales[first:last].unsqueeze(1)).view(-1)
+        return whole[start - first * self._columns : stop - first * self._columns]
+
+    def add(
+        self, theta: torch.Tensor, out: torch.Tensor, origin: int, alpha: float, team: Team
+    ) -> bool:
+        """Write theta + alpha * v to rows of any length and distance."""
+        window, loops = Window.of(theta, out, origin), compiled_loops()
+        if window is None or loops is None or theta.dtype != out.dtype:
+            return False
+        span = (window.rows - 1) * window.stride + window.columns
+        out_span = (window.rows - 1) * window.out_stride + window.columns
+        sides = as_array(as_row(theta, span)), as_array(as_row(out, out_span))
+        if sides[0] is None or sides[1] is None:
+            return False
+        steps = self._steps[window.start : window.start + span].numpy()
+        team.run(self._jobs(loops, (sides[0], sides[1], steps), window, np.float32(alpha)))
+        return True
+
+    def _jobs(
+        self, loops: object, sides: tuple[Array, Array, Array], window: Window, alpha: np.float32
+    ) -> Iterator[Callable[[], object]]:
+        add = loops.add_int8  # type: ignore[attr-defined]  # compiled: no types
+        theta, out, steps = sides
+        scales = self._scales.numpy()
+        for first, out_first, rows, columns in _pieces(window):
+            yield partial(
+                add,
+                theta[first:],
+                out[out_first:],
+                steps[first:],
+                scales,
+                numbers(window.start + first, self._columns),
+                numbers(rows, columns, window.stride, window.out_stride),
+                alpha,
+            )
+
+
+def _pieces(window: Window) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a window: first element on both sides, rows, columns."""
+    if window.is_stretch:
+        for first in range(0, window.columns, JOB_ELEMENTS):
+            yield first, first, 1, min(JOB_ELEMENTS, window.columns - first)
+        return
+    rows = max(1, JOB_ELEMENTS // max(1, window.columns))
+    for row in range(0, window.rows, rows):
+        count = min(rows, window.rows - row)
+        yield row * window.stride, row * window.out_stride, count, window.columns

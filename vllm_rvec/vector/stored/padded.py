@@ -1,0 +1,35 @@
+"""A stored tensor with rows behind its own that add nothing."""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_rvec.vector.stored.tensor import StoredTensor
+
+__all__ = ["PaddedTensor"]
+
+
+class PaddedTensor(StoredTensor):
+    """The same elements, and then zeros: where a target has more rows than the vector.
+
+    Args:
+        stored: The tensor.
+        shape: With padding, or with fewer rows: then what is behind them is not there.
+        zero: 0.0 or -0.0. With the sign that makes its product with alpha -0.0, the sum leaves
+            every bit of a weight as it is.
+    """
+
+    def __init__(self, stored: StoredTensor, shape: tuple[int, ...], zero: float) -> None:
+        self.shape = shape
+        self.dtype = stored.dtype
+        self.size_bytes = stored.size_bytes
+        self._stored = stored
+        self._zero = zero
+
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Decode a stretch, and pad it where it goes beyond the tensor."""
+        end = min(stop, self._stored.elements)
+        if stop <= end:
+            return self._stored.read(start, stop)
+        padding = torch.full((stop - max(start, end),), self._zero, dtype=self.dtype)
+        return torch.cat((self._stored.read(start, end), padding)) if start < end else padding

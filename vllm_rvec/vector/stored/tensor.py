@@ -1,0 +1,91 @@
+"""What every stored tensor can do: give a stretch of its elements, perhaps add itself at once."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+if TYPE_CHECKING:
+    from vllm_rvec.vector.stored.team import Team
+
+__all__ = ["Array", "StoredTensor", "as_array", "as_row"]
+
+Array = npt.NDArray[Any]
+"""What the compiled loops take: float32, the bits of bfloat16, bytes, gaps, words."""
+
+
+class StoredTensor(ABC):
+    """A tensor of a vector, as it lies in its file.
+
+    Attributes:
+        shape: Of the tensor, `[out, in]` for a linear weight.
+        dtype: What its elements decode to.
+        size_bytes: What it takes in the file.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    size_bytes: int
+    is_view = False
+    """Whether `read` gives a view of the file, at no cost."""
+
+    @property
+    def elements(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> torch.Tensor:
+        """Decode a stretch of its elements.
+
+        Args:
+            start: The first element, counted through the whole tensor.
+            stop: One past the last.
+
+        Returns:
+            A flat tensor of `dtype`.
+
+        Raises:
+            VectorCorruptError: Its parts contradict each other.
+        """
+
+    def add(
+        self,
+        theta: torch.Tensor,
+        out: torch.Tensor,
+        origin: int,
+        alpha: float,
+        team: Team,
+    ) -> bool:
+        """Write theta + alpha * v in one pass, where there is a compiled loop for it.
+
+        Args:
+            theta: A view, its axes in the order of `window.in_order`.
+            out: Where to; of the same shape.
+            origin: The storage offset of the contiguous tensor that theta is a view of.
+            alpha: The scaling coefficient, not 0.
+            team: Threads to share the work.
+
+        Returns:
+            False where nothing was written.
+        """
+        del theta, out, origin, alpha, team
+        return False
+
+
+def as_array(tensor: torch.Tensor) -> Array | None:
+    """Show a contiguous flat tensor to the compiled loops; None where its dtype has none."""
+    if tensor.dtype == torch.bfloat16:
+        bits: Array = tensor.view(torch.int16).numpy().view(np.uint16)
+        return bits
+    return tensor.numpy() if tensor.dtype == torch.float32 else None
+
+
+def as_row(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+    """Take the elements that follow each other in memory from a tensor's first one on."""
+    return tensor.as_strided((elements,), (1,), tensor.storage_offset())
