@@ -10,7 +10,16 @@ import torch
 from tests.support.vectors import store_vector
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector import VectorReader
-from vllm_rvec.vector.stored import PaddedTensor, StoredTensor, Team, dense, fuse_view, int8, sparse
+from vllm_rvec.vector.stored import (
+    PaddedTensor,
+    StoredTensor,
+    Team,
+    dense,
+    fuse_view,
+    int8,
+    sparse,
+    team,
+)
 from vllm_rvec.vector.stored.tensor import as_array
 
 if TYPE_CHECKING:
@@ -54,8 +63,8 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut tiny tensors where large ones are cut, so that every seam is crossed."""
     monkeypatch.setattr(sparse, "CHUNK_GAPS", 37)
     monkeypatch.setattr(sparse, "CHUNK_WORDS", 3)
-    monkeypatch.setattr(int8, "JOB_ELEMENTS", 101)
-    monkeypatch.setattr(dense, "JOB_ELEMENTS", 101)
+    monkeypatch.setattr(team, "SHARED_ELEMENTS", 101)
+    monkeypatch.setattr(dense, "LOOP_ELEMENTS", 0)
 
 
 def values(density: float, dtype: torch.dtype) -> torch.Tensor:
@@ -126,12 +135,12 @@ def test_every_view_of_every_encoding_gets_the_reference(
 ) -> None:
     """Bit for bit, zeros' signs too, for each view a weight loader could take."""
     tensor, decoded = stored(kind, tmp_path / "v")
-    theta, team = weights(decoded.shape, dtype), Team(2)
+    theta, two = weights(decoded.shape, dtype), Team(2)
     for alpha in ALPHAS:
         for view in VIEWS.values():
             part = view(theta)
             out = torch.full(part.shape, 5.0, dtype=dtype)
-            fuse_view(part, 0, [(tensor, alpha)], out, team)
+            fuse_view(part, 0, [(tensor, alpha)], out, two)
             assert_same_bits(out, reference(part, [(view(decoded), alpha)], dtype))
 
 
@@ -139,7 +148,7 @@ def test_every_view_of_every_encoding_gets_the_reference(
 def test_the_output_may_have_any_strides_and_dtype(kind: str, loops: str, tmp_path: Path) -> None:
     """Parts of packed parameters, transposed parameters, parameters of a wider dtype."""
     tensor, decoded = stored(kind, tmp_path / "v")
-    theta, team = weights(decoded.shape, torch.bfloat16), Team(2)
+    theta, two = weights(decoded.shape, torch.bfloat16), Team(2)
     rows, columns = decoded.shape
     for dtype in (torch.bfloat16, torch.float32):
         expected = reference(theta, [(decoded, 0.3)], dtype)
@@ -148,7 +157,7 @@ def test_the_output_may_have_any_strides_and_dtype(kind: str, loops: str, tmp_pa
             torch.full((columns, rows), 5.0, dtype=dtype).t(),
             torch.full((rows, columns, 2), 5.0, dtype=dtype)[..., 1],
         ):
-            fuse_view(theta, 0, [(tensor, 0.3)], out, team)
+            fuse_view(theta, 0, [(tensor, 0.3)], out, two)
             assert_same_bits(out, expected)
 
 

@@ -13,14 +13,12 @@ from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
 
 __all__ = ["Int8Tensor"]
-
-JOB_ELEMENTS = 1 << 20
 
 
 class Int8Tensor(StoredTensor):
@@ -62,16 +60,23 @@ class Int8Tensor(StoredTensor):
         if sides[0] is None or sides[1] is None:
             return False
         steps = self._steps[window.start : window.start + span].numpy()
-        team.run(self._jobs(loops, (sides[0], sides[1], steps), window, np.float32(alpha)))
+        arrays = sides[0], sides[1], steps
+        team.run(
+            self._jobs(loops.add_int8, arrays, _pieces(window, team), window, np.float32(alpha))
+        )
         return True
 
     def _jobs(
-        self, loops: object, sides: tuple[Array, Array, Array], window: Window, alpha: np.float32
+        self,
+        add: Callable[..., object],
+        arrays: tuple[Array, Array, Array],
+        pieces: Iterable[tuple[int, int, int, int]],
+        window: Window,
+        alpha: np.float32,
     ) -> Iterator[Callable[[], object]]:
-        add = loops.add_int8  # type: ignore[attr-defined]  # compiled: no types
-        theta, out, steps = sides
+        theta, out, steps = arrays
         scales = self._scales.numpy()
-        for first, out_first, rows, columns in _pieces(window):
+        for first, out_first, rows, columns in pieces:
             yield partial(
                 add,
                 theta[first:],
@@ -84,13 +89,13 @@ class Int8Tensor(StoredTensor):
             )
 
 
-def _pieces(window: Window) -> Iterator[tuple[int, int, int, int]]:
-    """Cut a window: first element on both sides, rows, columns."""
+def _pieces(window: Window, team: Team) -> Iterator[tuple[int, int, int, int]]:
+    """Share a window out: first element on both sides, rows, columns."""
     if window.is_stretch:
-        for first in range(0, window.columns, JOB_ELEMENTS):
-            yield first, first, 1, min(JOB_ELEMENTS, window.columns - first)
+        for first, last in team.shares(window.columns):
+            yield first, first, 1, last - first
         return
-    rows = max(1, JOB_ELEMENTS // max(1, window.columns))
+    rows = -(-window.rows // team.size)
     for row in range(0, window.rows, rows):
         count = min(rows, window.rows - row)
         yield row * window.stride, row * window.out_stride, count, window.columns

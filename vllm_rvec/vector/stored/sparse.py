@@ -16,15 +16,13 @@ from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vllm_rvec.vector.manifest import TensorEntry
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
 
 __all__ = ["BitmapTensor", "GapsTensor"]
 
-CHUNK_GAPS = 1 << 16
+CHUNK_GAPS = 1 << 14
 """Values between two entries of the index by which a stretch finds its first value."""
 
 CHUNK_WORDS = 1 << 12
@@ -62,19 +60,16 @@ class _SparseTensor(StoredTensor):
         values = as_array(self._values)
         if sides[0] is None or sides[1] is None or values is None or not compiled_loops():
             return False
-        start, stop = window.start, window.start + window.columns
-        first, last = self._chunks(start, stop)
-        factor = np.float32(alpha)
+        start = window.start
         team.run(
             partial(
-                self._add_chunk,
-                chunk,
-                (sides[0][low - start : high - start], sides[1][low - start : high - start]),
+                self._add_stretch,
+                (sides[0][first:last], sides[1][first:last]),
                 values,
-                (low, high),
-                factor,
+                (start + first, start + last),
+                np.float32(alpha),
             )
-            for chunk, low, high in self._pieces(first, last, start, stop)
+            for first, last in team.shares(window.columns)
         )
         return True
 
@@ -88,15 +83,14 @@ class _SparseTensor(StoredTensor):
         """Write the values of some chunks to `out`, whose first element has the number `start`."""
 
     @abstractmethod
-    def _add_chunk(
+    def _add_stretch(
         self,
-        chunk: int,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
     ) -> None:
-        """Write theta + alpha * v to a stretch whose values are all in one chunk."""
+        """Write theta + alpha * v to a stretch."""
 
     def _chunks(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first chunk that has elements of a stretch, and one past the last."""
@@ -104,18 +98,6 @@ class _SparseTensor(StoredTensor):
         first = max(0, int(np.searchsorted(starts, start, side="right")) - 1)
         last = int(np.searchsorted(starts, stop, side="left"))
         return min(first, len(starts) - 1), min(last, len(starts) - 1)
-
-    def _pieces(
-        self, first: int, last: int, start: int, stop: int
-    ) -> Iterator[tuple[int, int, int]]:
-        """Cut a stretch where chunks begin: the chunk, and the stretch's part of its elements."""
-        low = start
-        for chunk in range(first, last):
-            high = min(stop, int(self._starts[chunk + 1])) if chunk + 1 < last else stop
-            yield chunk, low, high
-            low = high
-        if last <= first:  # zeros behind the last value
-            yield max(0, first - 1), low, stop
 
     def _contradiction(self, why: str) -> VectorCorruptError:
         return VectorCorruptError(
@@ -170,15 +152,15 @@ class GapsTensor(_SparseTensor):
             inside = (at >= 0) & (at < out.numel())
             out[at[inside]] = self._values[own][inside]
 
-    def _add_chunk(
+    def _add_stretch(
         self,
-        chunk: int,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
     ) -> None:
-        place = numbers(*self._values_of(chunk, chunk + 1), int(self._starts[chunk]))
+        first, last = self._chunks(*stretch)
+        place = numbers(*self._values_of(first, last), int(self._starts[first]))
         compiled_loops().add_gaps(*sides, self._gaps, values, place, numbers(*stretch), alpha)
 
     def _values_of(self, first: int, last: int) -> tuple[int, int]:
@@ -236,7 +218,7 @@ class BitmapTensor(_SparseTensor):
     def _place(self, out: torch.Tensor, first: int, last: int, start: int) -> None:
         loops, values, sink = compiled_loops(), as_array(self._values), as_array(out)
         if loops is not None and values is not None and sink is not None:
-            place, stretch = self._place_of(first, last), numbers(start, start + out.numel())
+            place, stretch = self._place_of(first), numbers(start, start + out.numel())
             loops.place_bitmap(sink, self._words, values, place, stretch)
             return
         mask = self._bits(first, last)
@@ -247,20 +229,18 @@ class BitmapTensor(_SparseTensor):
         found = whole[skipped : skipped + out.numel()]
         out[: found.numel()].copy_(found)
 
-    def _add_chunk(
+    def _add_stretch(
         self,
-        chunk: int,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
     ) -> None:
-        place = self._place_of(chunk, chunk + 1)
+        place = self._place_of(self._chunks(*stretch)[0])
         compiled_loops().add_bitmap(*sides, self._words, values, place, numbers(*stretch), alpha)
 
-    def _place_of(self, first: int, last: int) -> tuple[Any, ...]:
-        words = min(last * CHUNK_WORDS, self._words.size)
-        return numbers(first * CHUNK_WORDS, words, int(self._first_values[first]))
+    def _place_of(self, chunk: int) -> tuple[Any, ...]:
+        return numbers(chunk * CHUNK_WORDS, int(self._first_values[chunk]))
 
     def _bits(self, first: int, last: int) -> np.ndarray:
         packed = self._bytes[first * CHUNK_WORDS * 8 : last * CHUNK_WORDS * 8]

@@ -7,7 +7,7 @@ would use: vLLM sets that number to the cores that are a rank's own.
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from threading import Barrier
@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Team"]
 
 TASKS = Path("/proc/self/task")
+
+SHARED_ELEMENTS = 1 << 17
+"""With fewer, waking a thread takes longer than doing its share."""
 
 
 class Team:
@@ -34,27 +37,38 @@ class Team:
         self.size = size or torch.get_num_threads()
 
     def run(self, jobs: Iterable[Callable[[], object]]) -> None:
-        """Do all jobs, in any order, and wait for them.
+        """Do all jobs, in any order, and wait for them; the caller does its share.
 
         Raises:
-            Exception: What the first job to fail has raised.
+            Exception: What a job has raised; all others have ended by then.
         """
-        waiting = list(jobs)
-        if self.size == 1 or len(waiting) == 1:
-            for job in waiting:
+        first, *others = jobs
+        if self.size == 1:
+            for job in (first, *others):
                 job()
             return
-        for done in [self._pool.submit(job) for job in waiting]:
+        waiting = [self._pool.submit(job) for job in others]
+        try:
+            first()
+        finally:
+            wait(waiting)
+        for done in waiting:
             done.result()
+
+    def shares(self, elements: int) -> Iterator[tuple[int, int]]:
+        """Cut so many elements into equal stretches, one for each thread, if they are worth it."""
+        count = self.size if elements >= SHARED_ELEMENTS else 1
+        size = -(-elements // count)
+        return ((first, min(first + size, elements)) for first in range(0, elements, size))
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        cores = _cores()
-        pool = ThreadPoolExecutor(self.size, "rvec-add", _settle, (cores,))
+        others = self.size - 1
+        pool = ThreadPoolExecutor(others, "rvec-add", _settle, (_cores(),))
         # All threads start now: each sets PyTorch's number for itself, and with it the number that
         # others get which ask later; that one is set right again.
-        meet = Barrier(self.size)
-        for started in [pool.submit(meet.wait) for _ in range(self.size)]:
+        meet = Barrier(others)
+        for started in [pool.submit(meet.wait) for _ in range(others)]:
             started.result()
         torch.set_num_threads(self.size)
         return pool
