@@ -49,7 +49,7 @@ def _cold(files: Files, repeats: int) -> Row:
     read = ratios(*([float(load.read_bytes) for load in loads] for loads in (denses, plains)))
     seconds = [[load.seconds for load in loads] for loads in (denses, plains)]
     bytes_ratio = statistics.median(read)
-    medians = (statistics.median(values) for values in seconds)
+    medians = [statistics.median(values) for values in seconds]
     return Row(
         "cold load, dense bf16, alpha 1 / plain",
         ratios(*seconds),
@@ -58,6 +58,7 @@ def _cold(files: Files, repeats: int) -> Row:
         note="{:.2f} / {:.2f} s; {:.2f} / {:.2f} GB read".format(
             *medians, denses[0].read_bytes / 1e9, plains[0].read_bytes / 1e9
         ),
+        figures={"disk_bytes_per_second": plains[0].read_bytes / medians[1]},
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Files"]
+__all__ = ["Files", "weights_bytes"]
 
 MAKE = """
 import sys

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-REPEATS = 3
+REPEATS = 2
 KINDS = ("dense", "sparse", "int8")
 
 

@@ -23,7 +23,7 @@ import os
 import platform
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,8 @@ class Row:
     """Whether more is better; else less is."""
     note: str = ""
     """The measurements behind the ratio."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The same for machines, units in their names."""
 
     @property
     def median(self) -> float:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.files import weights_bytes
 from benchmarks.frame import Row, ratios, run
 from benchmarks.loading import Way
 from benchmarks.page_cache import files_of, read_back, read_from_disk_bytes
@@ -51,18 +52,20 @@ def measure(files: Files, repeats: int | None = None) -> list[Row]:
     read_back(warm)
     seconds = _seconds(_ways(files), repeats or REPEATS, warm)
     plain = seconds.pop(PLAIN)
-    return [_row(name, values, plain) for name, values in seconds.items()]
+    target_bytes = weights_bytes(files.target)
+    return [_row(name, values, plain, target_bytes) for name, values in seconds.items()]
 
 
-def _row(name: str, seconds: list[float], plain: list[float]) -> Row:
+def _row(name: str, seconds: list[float], plain: list[float], target_bytes: int) -> Row:
     goal, limit = GOALS[name]
-    medians = (1000 * statistics.median(values) for values in (seconds, plain))
+    own, other = statistics.median(seconds), statistics.median(plain)
     return Row(
         f"warm load, {name} / plain",
         ratios(seconds, plain),
         goal,
         limit,
-        note="{:.0f} / {:.0f} ms".format(*medians),
+        note=f"{1000 * own:.0f} / {1000 * other:.0f} ms",
+        figures={"plain_bytes_per_second": target_bytes / other},
     )
 
 

@@ -20,14 +20,13 @@ from benchmarks.page_cache import read_from_disk_bytes
 def main() -> None:
     """Create the model, load it as often as asked, print the figures of each load."""
     asked = json.loads(sys.argv[1])
+    target = Path(asked["target"]).resolve(strict=True)  # before the imports, which take seconds
     started = time.perf_counter()
     from vllm.model_executor.model_loader import get_model_loader
 
     from tests.support.vllm_model import CreatedModel, engine_config
 
-    config = engine_config(
-        Path(asked["target"]), asked["load_format"], asked.get("extra", {}), "bfloat16"
-    )
+    config = engine_config(target, asked["load_format"], asked.get("extra", {}), "bfloat16")
     model = CreatedModel(config)
     _say({"start_seconds": time.perf_counter() - started})
     for _ in range(asked.get("loads", 1)):
