@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench bench-load bench-merge mergekit parity demo-train \
+.PHONY: help setup demo test test-fast lint format bench bench-gpu bench-paper bench-merge profile mergekit parity demo-train \
 	lock clean
 
 help: ## Show this list
@@ -63,10 +63,20 @@ mergekit: .venv-mergekit/.made ## Make mergekit's own environment, to compare wi
 parity: setup $(MERGEKIT_MADE) ## Our merge beside mergekit's, bit by bit
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m pytest tests/parity -rP --show-capture=stdout
 
-bench: bench-load bench-merge ## Measure everything that is measured
+# Options for the benchmarks, as BENCH="--tiny --repeats 2".
+BENCH ?=
 
-bench-load: setup ## Load time: fused against plain and eager
-	VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks.load_time
+bench: setup ## Loads beside their goals; fails where one is 15 % over (mergekit's row: make mergekit)
+	MERGEKIT_ENV=$(MERGEKIT_ENV) VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks $(BENCH)
+
+bench-gpu: setup ## Adding on the host or on the device, beside the bandwidth between them
+	$(BIN)/python -m benchmarks.gpu_fuse $(BENCH)
+
+bench-paper: setup ## What 7B, 70B and 405B would take, on paper
+	$(BIN)/python -m benchmarks.on_paper $(BENCH)
+
+profile: setup ## Draw where a load's time goes, again
+	VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks.load_profile $(BENCH)
 
 bench-merge: setup ## Extract beside cp, merge beside mergekit (make mergekit)
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m benchmarks.extract_merge

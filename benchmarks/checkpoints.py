@@ -1,19 +1,22 @@
-"""Checkpoints of a real model's shape, for benchmarks: random weights, written block by block."""
+"""Checkpoints of a real model's shape, and their vectors: random weights, written one by one."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.writer import ShardWriter
+from vllm_rvec.vector.extract import extract
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["make_checkpoints"]
+__all__ = ["make_checkpoints", "make_files"]
 
 QWEN2_0_5B = {
     "architectures": ["Qwen2ForCausalLM"],
@@ -33,11 +36,35 @@ QWEN2_0_5B = {
     "use_sliding_window": False,
 }
 
+TINY = QWEN2_0_5B | {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "vocab_size": 256,
+}
 
 INITIAL_DEVIATION, TUNED_DEVIATION = 0.02, 0.0005
 
 
-def make_checkpoints(folder: Path, layers: int, names: tuple[str, ...]) -> list[Path]:
+STEPPED_SHARE = 0.1
+"""Of the weights that the sparse vector changes. RL alone changes 5 to 30 % (arXiv:2505.11711)."""
+
+
+def make_files(folder: Path, layers: int, *, is_tiny: bool = False) -> None:
+    """Make what `benchmarks.files.Files` names: donors, target, vectors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base, tuned, _ = make_checkpoints(folder, layers, ("base", "tuned", "target"), is_tiny=is_tiny)
+    extract(tuned, base, folder / "dense", dtype="bfloat16", encoding="dense")
+    extract(tuned, base, folder / "int8", encoding="int8")
+    stepped = folder / "stepped"
+    _make_stepped(base, stepped)
+    extract(stepped, base, folder / "sparse")
+    shutil.rmtree(stepped)
+
+
+def make_checkpoints(
+    folder: Path, layers: int, names: tuple[str, ...], *, is_tiny: bool = False
+) -> list[Path]:
     """Write bf16 checkpoints of one family: one initialisation, tuned in different directions.
 
     Args:
@@ -45,8 +72,9 @@ def make_checkpoints(folder: Path, layers: int, names: tuple[str, ...]) -> list[
         layers: Of each; 24 is Qwen2-0.5B, 988 MB.
         names: Their folders' names. The first is the initialisation itself; all others differ from
             it, and from each other, in most weights.
+        is_tiny: Of a tiny model's shape instead.
     """
-    config = QWEN2_0_5B | {"num_hidden_layers": layers}
+    config = (TINY if is_tiny else QWEN2_0_5B) | {"num_hidden_layers": layers}
     for seed, name in enumerate(names):
         _make_checkpoint(folder / name, config, seed)
     return [folder / name for name in names]
@@ -64,6 +92,26 @@ def _make_checkpoint(folder: Path, config: dict[str, Any], seed: int) -> None:
                 weights.add_(torch.randn(shape, generator=own), alpha=TUNED_DEVIATION)
             file.write(name, weights.bfloat16())
         file.finish()
+
+
+def _make_stepped(base: Path, folder: Path) -> None:
+    """Move a share of a checkpoint's weights to the next bf16 number, up or down."""
+    folder.mkdir()
+    shutil.copy(base / "config.json", folder)
+    reader, generator = CheckpointReader(base), torch.Generator().manual_seed(0)
+    shapes = {name: info.shape for name, info in reader.table.items()}
+    with ShardWriter(folder / "model.safetensors", shapes.items(), {"format": "pt"}) as file:
+        for name in shapes:
+            file.write(name, _step(reader.tensor(name), generator))
+        file.finish()
+
+
+def _step(weights: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    draw = torch.rand(weights.shape, generator=generator)
+    # The next number of a float's format has the next integer as its bits; below zero is NaN.
+    bits, half = weights.view(torch.int16), STEPPED_SHARE / 2
+    up, down = draw < half, (draw > 1 - half) & (weights != 0)
+    return (bits + up.to(torch.int16) - down.to(torch.int16)).view(weights.dtype)
 
 
 def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:

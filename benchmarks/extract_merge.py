@@ -168,12 +168,20 @@ def _ways(folder: Path) -> dict[str, Way]:
         ways[name] = Way(ours(EXTRACT, tuned, base, out, *how), [tuned, base], out)
     for name, vector in ((MERGE_DENSE, folder / "dense"), (MERGE_AUTO, folder / "auto")):
         ways[name] = Way(ours(MERGE, target, vector, out), [target, vector], out)
-    python = Path(os.environ.get("MERGEKIT_ENV") or ".venv-mergekit") / "bin" / "python"
-    if python.exists():
-        recipe = _recipe(tuned, base, target)
-        command = [str(python.absolute()), "-c", MERGEKIT, recipe, str(out)]
-        ways[KIT] = Way(command, [tuned, base, target], out)
+    if kit := mergekit_way(tuned, base, target, out):
+        ways[KIT] = kit
     return ways
+
+
+def mergekit_way(tuned: Path, base: Path, target: Path, out: Path) -> Way | None:
+    """Return mergekit's way to add tuned - base to a target; None where it is not installed."""
+    python = Path(os.environ.get("MERGEKIT_ENV") or ".venv-mergekit") / "bin" / "python"
+    if not python.exists():
+        return None
+    recipe = _recipe(tuned, base, target)
+    return Way(
+        [str(python.absolute()), "-c", MERGEKIT, recipe, str(out)], [tuned, base, target], out
+    )
 
 
 def _recipe(tuned: Path, base: Path, target: Path) -> str:

@@ -1,80 +1,98 @@
-"""How long `load_weights` takes: plain, fused by us, fused by summing whole tensors first.
+"""How long `load_weights` takes with a vector, warm: beside plain, and beside summing eagerly.
 
-Run by `make bench`. A 0.5B-shaped Qwen2 target and an equally large dense bf16 vector are made in
-a temporary folder (1.9 GB), read once so that the page cache is warm, and loaded in turn by real
-vLLM model loaders in this one process. The limit for a dense vector is 1.5 times plain: read two
-and write one, against read one and write one.
+Run by `make bench`; alone: `python -m benchmarks.load_time`. All ways load the same target into the
+same model, by real vLLM model loaders in this one process, in turn. Files are warm as a read from
+the disk leaves them (`page_cache`); a round in which anything still came from the disk, because
+others on the machine needed its memory, is thrown away and run again.
+
+The limits are bytes: plain reads one tensor and writes one, a dense vector of the same dtype is one
+more to read. They assume stores that write without reading first.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-
-from benchmarks.checkpoints import make_checkpoints
+from benchmarks.files import weights_bytes
+from benchmarks.frame import Row, ratios, run
+from benchmarks.loading import Way
+from benchmarks.page_cache import files_of, read_back, read_from_disk_bytes
 from tests.support.vllm_model import CreatedModel, engine_config
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
-from vllm_rvec.vector.extract import extract
+from vllm_rvec.vector.reader import VectorReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import torch
+
+    from benchmarks.files import Files
+
+__all__ = ["measure"]
+
+REPEATS = 15
+PLAIN, IN_FLOAT32 = "plain", "each tensor summed first, in float32"
+GOALS = {
+    "dense bf16, alpha 1": (1.5, "1.5"),
+    "dense bf16, alpha 0.3": (1.8, "1.5"),
+    "sparse, 90 % unchanged": (1.25, "about 1.2"),
+    "int8": (1.4, "1.25"),
+    "alpha 0": (None, "1"),
+    IN_FLOAT32: (None, ""),
+}
+COLD_ROUNDS = 3
+"""Rounds that may be thrown away before the machine counts as too busy to have warm files."""
 
 
-def main() -> None:
-    """Make the files, measure each way in turn, print ratios to the plain load."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def measure(files: Files, repeats: int | None = None) -> list[Row]:
+    """Compare each way with plain."""
+    warm = files_of(files.target, *(files.vector(kind) for kind in ("dense", "sparse", "int8")))
+    read_back(warm)
+    seconds = _seconds(_ways(files), repeats or REPEATS, warm)
+    plain = seconds.pop(PLAIN)
+    target_bytes = weights_bytes(files.target)
+    return [_row(name, values, plain, target_bytes) for name, values in seconds.items()]
+
+
+def _row(name: str, seconds: list[float], plain: list[float], target_bytes: int) -> Row:
+    goal, limit = GOALS[name]
+    own, other = statistics.median(seconds), statistics.median(plain)
+    return Row(
+        f"warm load, {name} / plain",
+        ratios(seconds, plain),
+        goal,
+        limit,
+        note=f"{1000 * own:.0f} / {1000 * other:.0f} ms",
+        figures={"plain_bytes_per_second": target_bytes / other},
     )
-    parser.add_argument("--repeats", type=int, default=15, help="rounds; the median counts")
-    parser.add_argument("--layers", type=int, default=24, help="24 is Qwen2-0.5B")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rvec-bench-") as folder:
-        target, vector = _make_files(Path(folder), options.layers)
-        seconds = _measure(_ways(target, vector), options.repeats)
-    _report(seconds, as_json=options.json)
 
 
-def _ways(target: Path, vector: Path) -> dict[str, Callable[[], float]]:
+def _ways(files: Files) -> dict[str, Callable[[], float]]:
     from vllm.model_executor.model_loader import get_model_loader
 
     # One model for all loads: what is measured is moving weights, not first touching memory.
-    model = CreatedModel(engine_config(target, "safetensors", {}, "bfloat16"))
+    model = CreatedModel(engine_config(files.target, "safetensors", {}, "bfloat16"))
 
-    def way(load_format: str, kind: type | None = None, **extra: object) -> Callable[[], float]:
-        config = engine_config(target, load_format, extra, "bfloat16").load_config
+    def way(way: Way, kind: type | None = None) -> Callable[[], float]:
+        config = engine_config(files.target, way.load_format, way.extra, "bfloat16").load_config
         return lambda: model.load((kind or get_model_loader)(config))
 
+    dense = files.vector("dense")
     return {
-        "plain": way("safetensors"),
-        "rvec, alpha 0": way("rvec", vector=str(vector), alpha=0.0),
-        "rvec, alpha 1": way("rvec", vector=str(vector), alpha=1.0),
-        "rvec, alpha 0.3": way("rvec", vector=str(vector), alpha=0.3),
-        "eager, torch.add": way("safetensors", _eager(vector, _add)),
-        "eager, in float32": way("safetensors", _eager(vector, _add_in_float32)),
+        PLAIN: way(Way()),
+        "dense bf16, alpha 1": way(Way.fused(dense)),
+        "dense bf16, alpha 0.3": way(Way.fused(dense, 0.3)),
+        "sparse, 90 % unchanged": way(Way.fused(files.vector("sparse"))),
+        "int8": way(Way.fused(files.vector("int8"))),
+        "alpha 0": way(Way.fused(dense, 0.0)),
+        IN_FLOAT32: way(Way(), _eager(dense)),
     }
 
 
-def _add(theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return torch.add(theta, v)
-
-
-def _add_in_float32(theta: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return (theta.float() + v.float()).to(theta.dtype)
-
-
-def _eager(vector: Path, add: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> type:
+def _eager(vector: Path) -> type:
     """Make the loader that anyone would write first: sum each tensor, then hand it on."""
-    from vllm_rvec.vector.reader import VectorReader
 
     class EagerLoader(DefaultModelLoader):  # type: ignore[misc]
         def get_all_weights(
@@ -83,49 +101,31 @@ def _eager(vector: Path, add: Callable[[torch.Tensor, torch.Tensor], torch.Tenso
             reader = VectorReader(vector)
             for name, theta in super().get_all_weights(model_config, model):
                 v = reader.tensor(name)
-                yield name, theta if v is None else add(theta, v)
+                yield name, theta if v is None else (theta.float() + v.float()).to(theta.dtype)
 
     return EagerLoader
 
 
-def _measure(ways: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for run in ways.values():
-        run()  # page cache, thread pools, the one look for NaN
-    # In turn rather than one after the other: a busy minute on the machine hits all ways alike.
-    for _ in range(repeats):
-        for name, run in ways.items():
-            seconds[name].append(run())
-    return seconds
-
-
-def _report(seconds: dict[str, list[float]], *, as_json: bool) -> None:
-    # Ratios within one round: rounds differ on a shared machine, neighbours in a round hardly.
-    ratios = {
-        name: statistics.median(
-            s / plain for s, plain in zip(values, seconds["plain"], strict=True)
-        )
-        for name, values in seconds.items()
+def _seconds(
+    ways: dict[str, Callable[[], float]], repeats: int, warm: list[Path]
+) -> dict[str, list[float]]:
+    for load in ways.values():
+        load()  # thread pools, compiled loops, the model's own memory
+    rounds: list[list[float]] = []
+    thrown_away = 0
+    while len(rounds) < repeats:
+        before = read_from_disk_bytes()
+        # In turn rather than one after the other: a busy minute on the machine hits all ways alike.
+        seconds = [load() for load in ways.values()]
+        if read_from_disk_bytes() - before > len(ways) * 1e6 and thrown_away < COLD_ROUNDS:
+            thrown_away += 1
+            read_back(warm)
+            continue
+        rounds.append(seconds)
+    return {
+        name: list(values) for name, values in zip(ways, zip(*rounds, strict=True), strict=True)
     }
-    if as_json:
-        rows = {n: {"ratio": ratios[n], "seconds": values} for n, values in seconds.items()}
-        json.dump({"threads": torch.get_num_threads(), "ways": rows}, sys.stdout, indent=1)
-        return
-    table = Table(title=f"load_weights, Qwen2-0.5B shape, {torch.get_num_threads()} threads")
-    for column in ("way", "median s", "fastest s", "ratio to plain"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for name, values in seconds.items():
-        cells = (statistics.median(values), min(values), ratios[name])
-        table.add_row(name, *(f"{cell:.3f}" for cell in cells[:2]), f"{cells[2]:.2f}")
-    Console().print(table)
-
-
-def _make_files(folder: Path, layers: int) -> tuple[Path, Path]:
-    make_checkpoints(folder, layers, ("base", "tuned", "target"))
-    donors = folder / "tuned", folder / "base"
-    extract(*donors, folder / "vector", dtype="bfloat16", encoding="dense")
-    return folder / "target", folder / "vector"
 
 
 if __name__ == "__main__":
-    main()
+    run(measure, __doc__)

@@ -1,0 +1,183 @@
+"""What every benchmark shares: a row with its goal, the verdict, the table, the command line.
+
+A row is a ratio of two measurements of one run. The machine may be shared and busy, so
+
+- the two are measured in turn, round by round, and divided within a round: neighbours in a round
+  see the same machine;
+- the median of the rounds is the figure; the best and the worst round are its spread;
+- a row is a *regression* only where the median and the best round miss the goal by more than 15 %.
+  Noise makes rounds slow, hardly ever fast: code that is too slow has no good round at all, while a
+  busy minute spoils the median but leaves a good round. A median that misses the goal by less than
+  that, or with a best round within it, is a *miss*: it is shown, and does not fail. The price is
+  that a regression of 15 % that one lucky round hides passes; the spread shows it.
+
+Nothing here knows what is measured, nor imports torch: a child process counts its parent's memory
+until it starts its program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.files import Files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+__all__ = ["Row", "Verdict", "parser", "ratios", "report", "run"]
+
+TOLERANCE = 1.15
+"""How far beyond its goal a ratio may be before the run fails."""
+
+
+class Verdict(StrEnum):
+    """What a row says."""
+
+    MET = "met"
+    MISS = "miss"
+    REGRESSION = "regression"
+    INFORMATION = ""
+    """No goal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question and its answer."""
+
+    name: str
+    rounds: tuple[float, ...]
+    """A ratio for each round."""
+    goal: float | None = None
+    """What the median shall reach; None for a row that only informs."""
+    limit: str = ""
+    """What nothing can beat, and why."""
+    at_least: bool = False
+    """Whether more is better; else less is."""
+    note: str = ""
+    """The measurements behind the ratio."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The same for machines, units in their names."""
+
+    @property
+    def median(self) -> float:
+        """The figure."""
+        return statistics.median(self.rounds)
+
+    @property
+    def best(self) -> float:
+        """The best round."""
+        return max(self.rounds) if self.at_least else min(self.rounds)
+
+    @property
+    def worst(self) -> float:
+        """The worst round."""
+        return min(self.rounds) if self.at_least else max(self.rounds)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Compare with the goal, as the module says."""
+        if self.goal is None:
+            return Verdict.INFORMATION
+        if self._misses_by(self.median) <= 1:
+            return Verdict.MET
+        best, median = self._misses_by(self.best), self._misses_by(self.median)
+        return Verdict.REGRESSION if min(best, median) > TOLERANCE else Verdict.MISS
+
+    def _misses_by(self, ratio: float) -> float:
+        """Return 1 at the goal, more beyond it on the wrong side."""
+        assert self.goal is not None
+        if not self.at_least:
+            return ratio / self.goal
+        return self.goal / ratio if ratio > 0 else float("inf")
+
+
+def ratios(own: Iterable[float], other: Iterable[float]) -> tuple[float, ...]:
+    """Divide two measurements round by round.
+
+    >>> ratios([3.0, 8.0], [2.0, 4.0])
+    (1.5, 2.0)
+    """
+    return tuple(a / b for a, b in zip(own, other, strict=True))
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the command line that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--layers", type=int, default=24, help="of the models; 24 is Qwen2-0.5B")
+    made.add_argument("--tiny", action="store_true", help="a model of 0.3 MB, to try it in seconds")
+    made.add_argument("--repeats", type=int, help="rounds; the median counts")
+    made.add_argument("--files", help="a folder to make the files in, or that has them already")
+    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return made
+
+
+def run(measure: Callable[[Files, int | None], Iterable[Row]], description: str | None) -> None:
+    """Be the whole of one benchmark's command: files, rows, table, exit status."""
+    options = parser(description).parse_args()
+    with Files.made(options.files, layers=options.layers, is_tiny=options.tiny) as files:
+        rows = list(measure(files, options.repeats))
+    sys.exit(report(rows, as_json=options.json, title=files.title))
+
+
+def report(rows: Sequence[Row], *, as_json: bool, title: str) -> int:
+    """Print the rows; return the exit status: 1 where one is a regression."""
+    if as_json:
+        json.dump(
+            {"machine": machine(), "title": title, "rows": list(map(facts, rows))}, sys.stdout
+        )
+        print()
+    else:
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(_table(rows, title))
+    return int(any(row.verdict is Verdict.REGRESSION for row in rows))
+
+
+def facts(row: Row) -> Mapping[str, object]:
+    """Give a row's figures for machines."""
+    figures = {"median": row.median, "best": row.best, "worst": row.worst}
+    return asdict(row) | figures | {"verdict": row.verdict.value}
+
+
+def machine() -> str:
+    """Name the processor, its cores, and the kernel."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no path of ours
+            names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    cores = len(os.sched_getaffinity(0))
+    return f"{names[0] if names else platform.machine()}, {cores} cores, Linux {platform.release()}"
+
+
+def _table(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title, caption=machine())
+    for column, justify in (
+        ("what", "left"),
+        ("ratio", "right"),
+        ("best to worst", "right"),
+        ("goal", "right"),
+        ("limit", "right"),
+        ("verdict", "left"),
+        ("measured", "left"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        goal = "" if row.goal is None else f"{'at least ' * row.at_least}{row.goal:.2f}"
+        spread = f"{row.best:.2f} to {row.worst:.2f}"
+        style = {Verdict.REGRESSION: "bold red", Verdict.MISS: "yellow"}.get(row.verdict, "")
+        cells = (row.name, f"{row.median:.2f}", spread, goal, row.limit, row.verdict.value)
+        table.add_row(*cells, row.note, style=style)
+    return table
