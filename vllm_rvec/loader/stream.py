@@ -68,7 +68,7 @@ class FusedStream:
         What does not fit goes through as it is; `findings` tells of it at the end.
 
         Args:
-            weights: (checkpoint name, tensor on the CPU), every tensor once.
+            weights: (checkpoint name, tensor on any device), every tensor once.
 
         Yields:
             The same names; theta itself where alpha or the vector's tensor is zero.
@@ -88,14 +88,15 @@ class FusedStream:
     def lineage(self) -> Level:
         """Compare the vector's sketch with the weights that streamed by."""
         for name, sample in self._samples.items():
-            self._probe.add(name, sample.float().numpy())
+            self._probe.add(name, sample.float().cpu().numpy())
         return self._probe.level()
 
     def _sample(self, name: str, theta: torch.Tensor) -> None:
         positions = self._probe.positions(name, self.shapes[name])
         if positions is not None and theta.dtype in FLOAT_DTYPES:
             # What is made of it waits for the end of the load.
-            self._samples[name] = torch.take(theta, torch.from_numpy(positions))
+            here = torch.from_numpy(positions).to(theta.device)
+            self._samples[name] = torch.take(theta, here)
 
     def _sum(self, name: str, theta: torch.Tensor) -> torch.Tensor:
         if self.alpha == 0 or theta.dtype not in FLOAT_DTYPES:
@@ -103,7 +104,8 @@ class FusedStream:
         v = fitted_part(self.vector, self.pairing, name, self.shapes[name], self.alpha)
         if v is None:
             return theta
-        theta = theta.contiguous()
+        # Some of vLLM's loaders stream into a device's memory; the sum is the CPU's.
+        theta = theta.cpu().contiguous()
         dtype = torch.promote_types(theta.dtype, self.dtype)
         fusion = Fusion(
             ((v, self.alpha),), int(theta.storage_offset()), dtype, self.ledger, self._team
