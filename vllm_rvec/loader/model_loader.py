@@ -19,13 +19,18 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 
 from vllm_rvec.checkpoint.fetch import locate_vector
-from vllm_rvec.checkpoint.table import is_folder
+from vllm_rvec.checkpoint.table import is_folder, read_table
 from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
 from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import BaseModelLoader
+from vllm_rvec.vector.compatibility.check import addable_tensors
+from vllm_rvec.vector.compatibility.quantization import (
+    declared_quantization,
+    quantization_level,
+)
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
 from vllm_rvec.vector.compatibility.structure import (
     Pairing,
@@ -129,7 +134,12 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             seconds = time.perf_counter() - started
             tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
             tensors = self.stream.findings(is_tied=tied)
-            self._judge(model_config, structure_level((), tensors), self.stream.lineage())
+            self._judge(
+                model_config,
+                self.stream.quantization(_declared(model_config)),
+                structure_level((), tensors),
+                self.stream.lineage(),
+            )
             self._log_summary(model_config, self.stream, seconds)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
@@ -137,21 +147,24 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
         vector = VectorReader(locate_vector(self.config.vector).folder)
         hf_config = model_config.hf_config
         facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
+        pairing = Pairing(vector.manifest, self.config.vocabulary)
         self._judge(
             model_config,
+            _quantization(pairing, model_config),
             structure_level(architecture_findings(vector.manifest, facts), ()),
             tokenizer_level(vector.manifest.tokenizer, _tokenizer_file(model_config)),
         )
         return FusedStream(
             vector=vector,
-            pairing=Pairing(vector.manifest, self.config.vocabulary),
+            pairing=pairing,
             alpha=self.config.alpha,
             dtype=model_config.dtype,
         )
 
-    def _judge(self, model_config: ModelConfig, *levels: Level) -> None:
+    def _judge(self, model_config: ModelConfig, *levels: Level | None) -> None:
         """Log what the check warns of, and raise or log what it refuses."""
-        report = Report(self.config.vector, model_config.model, levels)
+        asked = tuple(level for level in levels if level is not None)
+        report = Report(self.config.vector, model_config.model, asked)
         report.raise_if_refused(self.config.force)
         for line in report.lines(Verdict.WARN):
             logger.warning("Vector and target: %s", line)
@@ -206,6 +219,21 @@ def _refuse_fused_draft(vllm_config: VllmConfig) -> None:
             "never their text",
             fix="leave draft_load_config out, or give it another load_format",
         )
+
+
+def _declared(model_config: ModelConfig) -> str:
+    folder = Path(model_config.model)
+    config = model_config.hf_config.to_dict()
+    return declared_quantization(config, folder if is_folder(folder) else None)
+
+
+def _quantization(pairing: Pairing, model_config: ModelConfig) -> Level | None:
+    """Judge a target that says that it is quantized, by its headers where they are at hand."""
+    if not (method := _declared(model_config)):
+        return None
+    folder = Path(model_config.model)
+    table = addable_tensors(read_table(folder)) if is_folder(folder) else None
+    return quantization_level(pairing, method, table)
 
 
 def _tokenizer_file(model_config: ModelConfig) -> Path | None:
