@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -24,7 +25,6 @@ from vllm_rvec.vector.layout import LORA_A, LORA_B
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 pytestmark = pytest.mark.engine
 
@@ -118,8 +118,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != "zombie"]
 
 
-def maps(process: psutil.Process, name: str) -> bool:
-    return any(name in mapped.path for mapped in process.memory_maps())
+def has_mapped(process: int, name: str) -> bool:
+    # Not psutil's way: it sums up every page, and the load goes on meanwhile.
+    return name in Path(f"/proc/{process}/maps").read_text()
 
 
 def test_one_failing_rank_ends_the_engine_and_the_command(
@@ -129,13 +130,11 @@ def test_one_failing_rank_ends_the_engine_and_the_command(
     log = tmp_path / "log"
     with loading(slow, log, ("--tensor-parallel-size", "2")) as (process, family):
         (rank,) = {int(pid) for pid in re.findall(r"Worker_TP1 pid=(\d+)", log.read_text())}
-        failing = psutil.Process(rank)
-        until(lambda: maps(failing, "vector-00002-of"), "rank 1 is half way", 60)
-        failing.rlimit(psutil.RLIMIT_NOFILE, (3, 3))
+        until(lambda: has_mapped(rank, "vector-00002-of"), "rank 1 is half way", 60)
+        psutil.Process(rank).rlimit(psutil.RLIMIT_NOFILE, (3, 3))
         assert process.wait(60) == 8
         until(lambda: not alive(family), "every process is gone", 5)
     text = log.read_text()
-    assert ENDED not in text
     error = text[text.rindex("\nerror: ") :]
     assert "vector-00003-of-00004.safetensors" in error
     assert "Too many open files" in error

@@ -80,7 +80,7 @@ def test_the_sum_is_what_is_quantized(
 
 
 def test_vectors_that_are_decoded_are_quantized_alike(family: Family, tmp_path: Path) -> None:
-    """What is decoded waits for its layer as long as what is mapped."""
+    """What is not dense is decoded when its layer is quantized, and gives the same codes."""
     sparse = extract(family.tuned, family.base, tmp_path / "v", encoding="sparse").output
     dense = extract(family.tuned, family.base, tmp_path / "d", encoding="dense").output
     fused = Online(family.target, "rvec", vector=str(sparse), alpha=0.3).parameters()
