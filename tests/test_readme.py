@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vllm_rvec.cli.main import COMMANDS, EXIT_CODES
-from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
+from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.formats import VLLM_KEYS
 from vllm_rvec.serve import ServeConfig, load_config
 
 ROOT = Path(__file__).resolve().parents[1]

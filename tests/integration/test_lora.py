@@ -1,4 +1,4 @@
-"""The other road: an exported adapter in real vLLM with `--enable-lora`."""
+"""Adapters in real vLLM with `--enable-lora`: an exported vector, and on top of a fused target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.integration.conftest import DEMO
-from tests.support.checkpoints import tensors
+from tests.support.checkpoints import make_merged, tensors
+from tests.support.variations import made_dense
 from vllm_rvec.vector.lora.exporting import export_lora
 
 if TYPE_CHECKING:
@@ -57,15 +58,15 @@ def greedy(folder: Path) -> list[list[int]]:
     return answers
 
 
-def test_vllm_serves_the_exported_adapter(tmp_path: Path) -> None:
-    """Greedy tokens are those of the model with the same product merged, not the base's."""
-    made = export_lora(DEMO / "vector", tmp_path / "adapter", rank=RANK)
-    assert made.scaling == 1
-    merged = merge_product(DEMO / "target", made.output, tmp_path / "merged")
-    script = tmp_path / "served.py"
+def served(folder: Path, adapter: Path, options: dict[str, object]) -> list[list[list[int]]]:
+    """Answer by vLLM: without and with the adapter, and both again after a reload."""
+    script = folder / "served.py"
     script.write_text(SERVED)
     done = subprocess.run(
-        [sys.executable, str(script), str(DEMO / "target"), str(made.output), json.dumps(PROMPTS)],
+        [
+            *(sys.executable, str(script), str(DEMO / "target"), str(adapter)),
+            *(json.dumps(options), json.dumps(PROMPTS)),
+        ],
         env={
             **os.environ,
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -78,10 +79,36 @@ def test_vllm_serves_the_exported_adapter(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    base, adapted = json.loads(done.stdout.splitlines()[-1])
+    answers: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
+    return answers
+
+
+def test_vllm_serves_the_exported_adapter(tmp_path: Path) -> None:
+    """Greedy tokens are those of the model with the same product merged, not the base's."""
+    made = export_lora(DEMO / "vector", tmp_path / "adapter", rank=RANK)
+    assert made.scaling == 1
+    merged = merge_product(DEMO / "target", made.output, tmp_path / "merged")
+    base, adapted = served(tmp_path, made.output, {})
     assert base == greedy(DEMO / "target")
     assert adapted == greedy(merged)
     assert adapted != base
+
+
+def test_an_adapter_on_top_of_a_fused_target(tmp_path: Path) -> None:
+    """Base requests get the fused model, adapter requests that and the adapter; also reloaded."""
+    adapter = export_lora(DEMO / "vector", tmp_path / "adapter", rank=RANK).output
+    vector = made_dense(DEMO / "vector", tmp_path / "vector")
+    fused = make_merged(DEMO / "target", vector, -1.0, tmp_path / "fused", torch.float32)
+    both = merge_product(fused, adapter, tmp_path / "both")
+    extra = {"vector": str(DEMO / "vector"), "alpha": -1.0}
+    base, adapted, base_again, adapted_again = served(
+        tmp_path,
+        adapter,
+        {"load_format": "rvec", "model_loader_extra_config": extra, "enable_prefix_caching": False},
+    )
+    assert base == greedy(fused) != greedy(DEMO / "target")
+    assert adapted == greedy(both) != base
+    assert (base_again, adapted_again) == (base, adapted)
 
 
 SERVED = f"""
@@ -90,7 +117,8 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 if __name__ == "__main__":
-    model, adapter, prompts = sys.argv[1:]
+    model, adapter, options, prompts = sys.argv[1:]
+    options = json.loads(options)
     llm = LLM(
         model,
         dtype="float32",
@@ -98,11 +126,15 @@ if __name__ == "__main__":
         max_model_len=256,
         enable_lora=True,
         max_lora_rank={RANK},
+        **options,
     )
     sampling = SamplingParams(temperature=0, max_tokens=24)
     answers = []
-    for request in (None, LoRARequest("rvec", 1, adapter)):
-        out = llm.generate(json.loads(prompts), sampling, lora_request=request)
-        answers.append([list(o.outputs[0].token_ids) for o in out])
+    for reload in (False, True)[: len(options) + 1]:
+        if reload:
+            llm.collective_rpc("reload_weights")
+        for request in (None, LoRARequest("rvec", 1, adapter)):
+            out = llm.generate(json.loads(prompts), sampling, lora_request=request)
+            answers.append([list(o.outputs[0].token_ids) for o in out])
     print(json.dumps(answers))
 """

@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.loader.config import VLLM_KEYS, LoaderConfig
+from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.formats import BASE_FORMATS, REFUSED_FORMATS, VLLM_KEYS
 from vllm_rvec.vector.compatibility.structure import VOCABULARY_POLICIES
 
 
@@ -33,7 +34,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
         assert part in text
-    assert "the keys are: vector, alpha, vocabulary, force, enable_multithread_load" in text
+    assert "the keys are: vector, alpha, vocabulary, force, base_format, enable_multi" in text
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])
@@ -61,3 +62,25 @@ def test_something_other_than_an_object_is_refused() -> None:
     """The message shows how to write it."""
     with pytest.raises(ConfigError, match="must be a JSON object"):
         LoaderConfig.split(["v"])
+
+
+@pytest.mark.parametrize("name", REFUSED_FORMATS)
+def test_a_format_without_a_stream_of_tensors_is_refused_with_its_reason(name: str) -> None:
+    """Dummy weights, pickles, vLLM's own sharded files, a cache that does not know alpha."""
+    with pytest.raises(ConfigError) as caught:
+        LoaderConfig.split({"vector": "v", "base_format": name})
+    assert REFUSED_FORMATS[name] in caught.value.problems[0]
+    assert "the formats are: safetensors, runai_streamer" in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("base_format", BASE_FORMATS)
+def test_each_format_takes_its_own_keys_alone(base_format: str) -> None:
+    """Others of vLLM's keys are named with the format that has them."""
+    given = {"vector": "v", "base_format": base_format}
+    for key in VLLM_KEYS:
+        if key in BASE_FORMATS[base_format]:
+            assert LoaderConfig.split(given | {key: 1})[1] == {key: 1}
+            continue
+        with pytest.raises(ConfigError, match=f"{key}: of ") as caught:
+            LoaderConfig.split(given | {key: 1})
+        assert f"keys that base_format {base_format} does not have" in str(caught.value)

@@ -18,6 +18,7 @@ from tests.support.checkpoints import (
     make_vector,
     tensors,
 )
+from tests.support.quantized import quantized_copy
 from tests.support.variations import (
     edited_vector,
     made_dense,
@@ -31,6 +32,7 @@ from vllm_rvec.errors import (
     RvecError,
     VectorNotFoundError,
 )
+from vllm_rvec.vector.compatibility.quantization import WAYS_OUT
 from vllm_rvec.vector.compatibility.tokenizer import fingerprint
 from vllm_rvec.vector.extract import extract
 
@@ -145,6 +147,8 @@ def logged_error(caplog: pytest.LogCaptureFixture) -> str:
 def engine_log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """The "vllm" logger does not propagate: listen to ours directly."""
     import logging
+
+    import vllm  # noqa: F401 - it configures its loggers once, and drops what they had
 
     logger = logging.getLogger("vllm.rvec")
     logger.addHandler(caplog.handler)
@@ -342,3 +346,37 @@ def test_a_pickle_target_is_refused(family: Family, vector: Path, tmp_path: Path
     (target / "model.safetensors").unlink()
     with pytest.raises(RuntimeError, match=r"Cannot find any model weights"):
         load(target, "rvec", vector=str(vector))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_quantized_target_is_refused_before_any_weight_is_read(
+    family: Family, vector: Path, tmp_path: Path, force: bool, alpha: float
+) -> None:
+    """By its headers: the first tensor never comes. A base that can't be compared neither."""
+    from vllm.model_executor.model_loader import get_model_loader
+
+    from tests.support.vllm_model import engine_config
+
+    target = quantized_copy(family.target, tmp_path / "target", "fp8")
+    extra: dict[str, object] = {"vector": str(vector), "alpha": alpha, "force": force}
+    config = engine_config(target, "rvec", extra, "bfloat16")
+    loader: Any = get_model_loader(config.load_config)
+    with pytest.raises(IncompatibleVectorError) as caught:
+        next(loader.get_all_weights(config.model_config, torch.nn.Module()))
+    assert "the target is quantized (fp8)" in str(caught.value)
+    assert caught.value.fix == WAYS_OUT
+
+
+def test_codes_that_no_configuration_tells_of_are_not_served_by_force(
+    family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """Found at the end of the stream, before an engine is ready."""
+    target = quantized_copy(family.target, tmp_path / "target", "compressed-tensors")
+    shutil.copy(family.target / "config.json", target)
+    stored = {n: t for n, t in tensors(target).items() if not n.endswith("_scale")}
+    with_tensors(family.target, tmp_path / "codes", stored)
+    error = expect(
+        IncompatibleVectorError, tmp_path / "codes", engine_log, vector=str(vector), force=True
+    )
+    assert "changes 14 quantized tensors" in error.what

@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import entry_points
+from typing import get_args
+
+import pytest
+
+from vllm_rvec.loader.formats import BASE_FORMATS, REFUSED_FORMATS
 
 
-def test_the_names_and_signatures_that_the_loader_overrides() -> None:
+@pytest.mark.parametrize("base_format", ["safetensors", "runai_streamer"])
+def test_the_names_and_signatures_that_the_loader_relies_on(base_format: str) -> None:
     """A new vLLM release that moves one of them fails here, by name."""
-    from vllm_rvec.loader.vllm_api import DefaultModelLoader, LoadConfig
+    from vllm_rvec.loader.vllm_api import BaseModelLoader, LoadConfig, get_model_loader
 
-    assert list(inspect.signature(DefaultModelLoader.get_all_weights).parameters) == [
-        "self",
+    base = get_model_loader(LoadConfig(load_format=base_format))
+    assert isinstance(base, BaseModelLoader)
+    assert list(inspect.signature(base.get_all_weights).parameters) == ["model_config", "model"]
+    assert list(inspect.signature(base.load_weights).parameters) == ["model", "model_config"]
+    assert list(inspect.signature(base.load_model).parameters) == [
+        "vllm_config",
         "model_config",
-        "model",
-    ]
-    assert list(inspect.signature(DefaultModelLoader.load_weights).parameters) == [
-        "self",
-        "model",
-        "model_config",
+        "prefix",
     ]
     config = LoadConfig()
     assert config.load_format == "auto"
     assert config.model_loader_extra_config == {}
+
+
+def test_every_format_of_vllm_is_either_used_or_refused() -> None:
+    """A new one of vLLM's is looked at before it gets through."""
+    from vllm.model_executor.model_loader import LoadFormats
+
+    known = BASE_FORMATS.keys() | REFUSED_FORMATS.keys()
+    assert set(get_args(LoadFormats)) <= known
+    assert not BASE_FORMATS.keys() & REFUSED_FORMATS.keys()
 
 
 def test_the_plugin_is_found_by_its_entry_point() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.checkpoints import make_checkpoint
+from tests.support.quantized import quantized_copy
 from tests.support.variations import resized
 from vllm_rvec.errors import (
     CheckpointNotFoundError,
@@ -103,3 +104,13 @@ def test_no_torch_is_needed(family: Family, vector: Path) -> None:
     command = [sys.executable, "-c", code, str(family.target), str(vector)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_quantized_target_is_refused_even_if_forced(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """Half a minute before an engine would say so."""
+    target = quantized_copy(family.target, tmp_path / "target", "gptq")
+    for force in (False, True):
+        with pytest.raises(IncompatibleVectorError, match=r"the target is quantized \(gptq\)"):
+            check_files(config(target, vector, force=force))

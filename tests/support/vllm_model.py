@@ -35,7 +35,7 @@ class Loaded:
 
 
 def engine_config(
-    model: Path, load_format: str, extra: dict[str, object], dtype: str
+    model: Path, load_format: str, extra: dict[str, object], dtype: str, **more: Any
 ) -> VllmConfig:
     """Make vLLM's configuration for one model, with this package's plugin registered."""
     load_general_plugins()
@@ -48,28 +48,41 @@ def engine_config(
         enforce_eager=True,
         skip_tokenizer_init=True,
         use_tqdm_on_load=False,
+        **more,
     )
     return arguments.create_engine_config()
 
 
 class CreatedModel:
-    """A model of vLLM's, created and empty; loaders may fill it any number of times."""
+    """A model of vLLM's, created and empty; loaders may fill it any number of times.
 
-    def __init__(self, config: VllmConfig) -> None:
+    Args:
+        config: The engine's.
+        model_config: Of another model than the engine's own: its draft's.
+    """
+
+    def __init__(self, config: VllmConfig, model_config: Any = None) -> None:
         self._config = config
+        self._model_config = model_config or config.model_config
         with set_current_vllm_config(config):
             _init_distributed()
             with set_default_torch_dtype(config.model_config.dtype):
                 loader = get_model_loader(config.load_config)
-                self.model = loader.create_model(config, config.model_config)
+                self.model = loader.create_model(config, self._model_config)
 
     def load(self, loader: Any) -> float:
         """Let a loader fill the model; return the seconds that `load_weights` took."""
-        dtype = self._config.model_config.dtype
+        dtype = self._model_config.dtype
         with set_current_vllm_config(self._config), set_default_torch_dtype(dtype):
             started = time.perf_counter()
-            loader.load_weights(self.model, self._config.model_config)
+            loader.load_weights(self.model, self._model_config)
             return time.perf_counter() - started
+
+    def loaded_by(self, loader: Any) -> Loaded:
+        """Let a loader fill the model; return its parameters."""
+        self.load(loader)
+        named = self.model.named_parameters(remove_duplicate=False)
+        return Loaded({name: parameter.data for name, parameter in named}, loader)
 
 
 def load_parameters(
@@ -77,10 +90,7 @@ def load_parameters(
 ) -> Loaded:
     """Load a checkpoint as `--load-format` and `--model-loader-extra-config` would."""
     config = engine_config(model, load_format, extra, dtype)
-    created, loader = CreatedModel(config), get_model_loader(config.load_config)
-    created.load(loader)
-    named = created.model.named_parameters(remove_duplicate=False)
-    return Loaded({name: parameter.data for name, parameter in named}, loader)
+    return CreatedModel(config).loaded_by(get_model_loader(config.load_config))
 
 
 def _init_distributed() -> None:

@@ -300,9 +300,12 @@ def _indexed_shards(index: Path) -> list[Path]:
 
 def _only_pickle(folder: Path) -> str:
     try:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
+        files = sorted(folder.iterdir())
     except OSError as exc:
         return str(exc)
+    pickles = [path.name for path in files if path.suffix in PICKLE_SUFFIXES]
+    if ggufs := [path.name for path in files if path.suffix == ".gguf"]:
+        return f"it holds {ggufs[0]}: llama.cpp's format, mostly quantized, is not read"
     if not pickles:
         return "there are none, and nothing else to load"
     return f"it holds {pickles[0]}: pickle files can run code and are never read"

@@ -7,12 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import alpha_problem
 
-__all__ = ["VLLM_KEYS", "LoaderConfig"]
-
-VLLM_KEYS = ("enable_multithread_load", "num_threads", "enable_weights_track")
-"""Keys of vLLM's own safetensors loader, handed on unchanged."""
+__all__ = ["LoaderConfig"]
 
 
 class LoaderConfig(BaseModel):
@@ -29,6 +27,15 @@ class LoaderConfig(BaseModel):
     rows of both, or leave embedding and output head as they are."""
     force: bool = False
     """Go on where the check refuses: log it, and leave unfused what does not fit."""
+    base_format: str = "safetensors"
+    """How vLLM reads the target's own tensors: one of `BASE_FORMATS`."""
+
+    @field_validator("base_format")
+    @classmethod
+    def _check_base_format(cls, name: str) -> str:
+        if problem := format_problem(name):
+            raise ValueError(problem)
+        return name
 
     @field_validator("alpha")
     @classmethod
@@ -49,7 +56,7 @@ class LoaderConfig(BaseModel):
 
         Raises:
             ConfigError: No mapping, an unknown key, a missing vector, an alpha that is no finite
-                number: all of them at once.
+                number, a format that can't be used: all of them at once. Keys of another format.
         """
         if not isinstance(extra, dict):
             raise ConfigError("--model-loader-extra-config must be a JSON object", fix=_EXAMPLE)
@@ -64,10 +71,21 @@ class LoaderConfig(BaseModel):
                 why=f"the keys are: {known}",
                 fix=_EXAMPLE,
             ) from exc
-        return config, {key: value for key, value in extra.items() if key in VLLM_KEYS}
+        vllm_keys = {key: value for key, value in extra.items() if key in VLLM_KEYS}
+        if strange := [key for key in vllm_keys if key not in BASE_FORMATS[config.base_format]]:
+            raise ConfigError(
+                f"keys that base_format {config.base_format} does not have",
+                problems=[f"{key}: of {', '.join(_formats_with(key))}" for key in strange],
+                fix="leave them out, or set base_format to the loader that has them",
+            )
+        return config, vllm_keys
 
 
 _EXAMPLE = """for example --model-loader-extra-config '{"vector": "DIR", "alpha": 0.5}'"""
+
+
+def _formats_with(key: str) -> list[str]:
+    return [name for name, keys in BASE_FORMATS.items() if key in keys]
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:

@@ -1,7 +1,8 @@
-"""`--load-format rvec`: vLLM's own safetensors loader, with a vector added to its weight stream.
+"""`--load-format rvec`: one of vLLM's own loaders, with a vector added to its weight stream.
 
-The sum enters in `get_all_weights`, which vLLM calls at load, at `reload_weights` and at the wake
-from level-2 sleep: always from the stored target, so nothing drifts and nothing is lost.
+The sum enters in the stream of `get_all_weights`, which vLLM reads at load, at `reload_weights` and
+at the wake from level-2 sleep: always from the stored target, so nothing drifts and nothing is
+lost. Only the target is fused: a speculative draft is loaded as if this loader were not there.
 
 Each load checks that the vector belongs to the target, also at alpha 0. It trusts the vector's
 bytes: `serve` and `vllm-rvec verify` look at them once.
@@ -9,7 +10,6 @@ bytes: `serve` and `vllm-rvec verify` look at them once.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from contextlib import contextmanager
@@ -19,11 +19,18 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 
 from vllm_rvec.checkpoint.fetch import locate_vector
-from vllm_rvec.checkpoint.table import is_folder
-from vllm_rvec.errors import ERROR_MARKER, RvecError
+from vllm_rvec.checkpoint.table import is_folder, read_table
+from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
+from vllm_rvec.loader import LOAD_FORMAT
+from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.stream import FusedStream
-from vllm_rvec.loader.vllm_api import DefaultModelLoader
+from vllm_rvec.loader.vllm_api import BaseModelLoader
+from vllm_rvec.vector.compatibility.check import addable_tensors
+from vllm_rvec.vector.compatibility.quantization import (
+    declared_quantization,
+    quantization_level,
+)
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
 from vllm_rvec.vector.compatibility.structure import (
     Pairing,
@@ -34,11 +41,12 @@ from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_l
 from vllm_rvec.vector.reader import VectorReader
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
     import torch
 
-    from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig
+    from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig, VllmConfig
 
 __all__ = ["RvecModelLoader"]
 
@@ -46,24 +54,39 @@ __all__ = ["RvecModelLoader"]
 logger = logging.getLogger("vllm.rvec")
 
 
-class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is untyped here
+class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped here
     """Loads a safetensors checkpoint as theta + alpha * v.
 
     Args:
         load_config: vLLM's, with `vector` and `alpha` in `model_loader_extra_config`.
 
     Raises:
-        ConfigError: The extra configuration is wrong; all problems at once.
+        ConfigError: The extra configuration is wrong, or names a loader that can't be used.
     """
 
     def __init__(self, load_config: LoadConfig) -> None:
+        super().__init__(load_config)
         with _logged_errors():
-            self.config, vllm_keys = LoaderConfig.split(load_config.model_loader_extra_config)
-        base_config = dataclasses.replace(
-            load_config, load_format="safetensors", model_loader_extra_config=vllm_keys
-        )
-        super().__init__(base_config)
+            self.config, options = LoaderConfig.split(load_config.model_loader_extra_config)
+            self.base = target_loader(load_config, self.config.base_format, options)
         self.stream: FusedStream | None = None
+
+    def load_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Create a model and load its weights, fused if it is the target.
+
+        Raises:
+            ConfigError: A draft is to be loaded by this loader.
+            RvecError: As for `load_weights`.
+        """
+        with _logged_errors():
+            _refuse_fused_draft(vllm_config)
+        return super().load_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]  # as above
+
+    def download_model(self, model_config: ModelConfig) -> None:
+        """Fetch the target, as vLLM does."""
+        self.base.download_model(model_config)
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         """Fill a model's parameters with fused weights.
@@ -71,7 +94,11 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         Raises:
             RvecError: The vector can't be read or does not belong to this target.
         """
-        super().load_weights(model, model_config)
+        if _is_draft(model_config):
+            draft_loader(self.load_config).load_weights(model, model_config)
+            return
+        # All that vLLM does around its stream (filters, tracking) stays as it is.
+        self.base.load_weights(_FusedModel(model, self, model_config), model_config)
         if self.stream is not None and not self.stream.is_complete:
             with _logged_errors():
                 unread = refused(
@@ -82,17 +109,24 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
 
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
-    ) -> Generator[tuple[str, torch.Tensor], None, None]:
+    ) -> Iterator[tuple[str, torch.Tensor]]:
         """Stream the target's tensors, each fused with its part of the vector.
 
         Raises:
             RvecError: The vector can't be read or does not belong to this target.
         """
-        weights = super().get_all_weights(model_config, model)
-        if getattr(model_config, "runner_type", None) == "draft":
-            # A speculative draft is another checkpoint: the vector is not its own.
-            yield from weights
-            return
+        if _is_draft(model_config):
+            return iter(draft_loader(self.load_config).get_all_weights(model_config, model))
+        return self.fuse(self.base.get_all_weights(model_config, model), model_config)
+
+    def fuse(
+        self, weights: Iterable[tuple[str, torch.Tensor]], model_config: ModelConfig
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Add the vector to a stream of the target's tensors.
+
+        Raises:
+            RvecError: The vector can't be read or does not belong to this target.
+        """
         with _logged_errors():
             self.stream = self._open_stream(model_config)
             started = time.perf_counter()
@@ -100,7 +134,12 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
             seconds = time.perf_counter() - started
             tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
             tensors = self.stream.findings(is_tied=tied)
-            self._judge(model_config, structure_level((), tensors), self.stream.lineage())
+            self._judge(
+                model_config,
+                self.stream.quantization(_declared(model_config)),
+                structure_level((), tensors),
+                self.stream.lineage(),
+            )
             self._log_summary(model_config, self.stream, seconds)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
@@ -108,21 +147,24 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         vector = VectorReader(locate_vector(self.config.vector).folder)
         hf_config = model_config.hf_config
         facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
+        pairing = Pairing(vector.manifest, self.config.vocabulary)
         self._judge(
             model_config,
+            _quantization(pairing, model_config),
             structure_level(architecture_findings(vector.manifest, facts), ()),
             tokenizer_level(vector.manifest.tokenizer, _tokenizer_file(model_config)),
         )
         return FusedStream(
             vector=vector,
-            pairing=Pairing(vector.manifest, self.config.vocabulary),
+            pairing=pairing,
             alpha=self.config.alpha,
             dtype=model_config.dtype,
         )
 
-    def _judge(self, model_config: ModelConfig, *levels: Level) -> None:
+    def _judge(self, model_config: ModelConfig, *levels: Level | None) -> None:
         """Log what the check warns of, and raise or log what it refuses."""
-        report = Report(self.config.vector, model_config.model, levels)
+        asked = tuple(level for level in levels if level is not None)
+        report = Report(self.config.vector, model_config.model, asked)
         report.raise_if_refused(self.config.force)
         for line in report.lines(Verdict.WARN):
             logger.warning("Vector and target: %s", line)
@@ -144,6 +186,54 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
             seconds,
             dict(ledger.materialized) or "none",
         )
+
+
+class _FusedModel:
+    """A model as vLLM's own loader sees it: all its own, but what it loads is fused first."""
+
+    def __init__(
+        self, model: torch.nn.Module, loader: RvecModelLoader, model_config: ModelConfig
+    ) -> None:
+        self._model, self._loader, self._model_config = model, loader, model_config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        return self._model.load_weights(self._loader.fuse(weights, self._model_config))  # type: ignore[operator]  # vLLM's models have it
+
+
+def _is_draft(model_config: ModelConfig) -> bool:
+    """Tell a speculative draft, or an MTP head of the target's own checkpoint, from the target."""
+    return getattr(model_config, "runner_type", None) == "draft"
+
+
+def _refuse_fused_draft(vllm_config: VllmConfig) -> None:
+    speculative = vllm_config.speculative_config
+    if speculative is None or speculative.draft_load_config is None:
+        return
+    if speculative.draft_load_config.load_format == LOAD_FORMAT:
+        raise ConfigError(
+            f"draft_load_config can't be {LOAD_FORMAT}",
+            why="the vector is added to the target alone; a draft changes the speed of answers, "
+            "never their text",
+            fix="leave draft_load_config out, or give it another load_format",
+        )
+
+
+def _declared(model_config: ModelConfig) -> str:
+    folder = Path(model_config.model)
+    config = model_config.hf_config.to_dict()
+    return declared_quantization(config, folder if is_folder(folder) else None)
+
+
+def _quantization(pairing: Pairing, model_config: ModelConfig) -> Level | None:
+    """Judge a target that says that it is quantized, by its headers where they are at hand."""
+    if not (method := _declared(model_config)):
+        return None
+    folder = Path(model_config.model)
+    table = addable_tensors(read_table(folder)) if is_folder(folder) else None
+    return quantization_level(pairing, method, table)
 
 
 def _tokenizer_file(model_config: ModelConfig) -> Path | None:

@@ -14,6 +14,7 @@ import torch
 from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
+from vllm_rvec.vector.compatibility.quantization import quantization_level
 from vllm_rvec.vector.compatibility.structure import tensor_findings
 from vllm_rvec.vector.fitting import fitted_part
 from vllm_rvec.vector.stored import Team
@@ -49,7 +50,7 @@ class FusedStream:
     """What was fused."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """The target's tensors that have streamed by."""
-    quantized: list[str] = field(default_factory=list)
+    quantized: set[str] = field(default_factory=set)
     """Those of a dtype that nothing can be added to."""
     is_complete: bool = False
     """Whether the stream was read to its end."""
@@ -68,7 +69,7 @@ class FusedStream:
         What does not fit goes through as it is; `findings` tells of it at the end.
 
         Args:
-            weights: (checkpoint name, tensor on the CPU), every tensor once.
+            weights: (checkpoint name, tensor on any device), every tensor once.
 
         Yields:
             The same names; theta itself where alpha or the vector's tensor is zero.
@@ -76,26 +77,32 @@ class FusedStream:
         for name, theta in weights:
             self.shapes[name] = tuple(theta.shape)
             if theta.dtype not in FLOAT_DTYPES:
-                self.quantized.append(name)
+                self.quantized.add(name)
             yield name, self._sum(name, theta)
             self._sample(name, theta)  # by now its pages are in memory
         self.is_complete = True
 
     def findings(self, *, is_tied: object = None) -> list[Finding]:
         """Compare the vector with the tensors that streamed by, as `tensor_findings`."""
-        return tensor_findings(self.pairing, self.shapes, quantized=self.quantized, is_tied=is_tied)
+        return tensor_findings(self.pairing, self.shapes, is_tied=is_tied)
+
+    def quantization(self, method: str) -> Level | None:
+        """Judge a target by the dtypes that streamed by, as `quantization_level`."""
+        is_float = {name: name not in self.quantized for name in self.shapes}
+        return quantization_level(self.pairing, method, is_float)
 
     def lineage(self) -> Level:
         """Compare the vector's sketch with the weights that streamed by."""
         for name, sample in self._samples.items():
-            self._probe.add(name, sample.float().numpy())
+            self._probe.add(name, sample.float().cpu().numpy())
         return self._probe.level()
 
     def _sample(self, name: str, theta: torch.Tensor) -> None:
         positions = self._probe.positions(name, self.shapes[name])
         if positions is not None and theta.dtype in FLOAT_DTYPES:
             # What is made of it waits for the end of the load.
-            self._samples[name] = torch.take(theta, torch.from_numpy(positions))
+            here = torch.from_numpy(positions).to(theta.device)
+            self._samples[name] = torch.take(theta, here)
 
     def _sum(self, name: str, theta: torch.Tensor) -> torch.Tensor:
         if self.alpha == 0 or theta.dtype not in FLOAT_DTYPES:
@@ -103,7 +110,8 @@ class FusedStream:
         v = fitted_part(self.vector, self.pairing, name, self.shapes[name], self.alpha)
         if v is None:
             return theta
-        theta = theta.contiguous()
+        # Some of vLLM's loaders stream into a device's memory; the sum is the CPU's.
+        theta = theta.cpu().contiguous()
         dtype = torch.promote_types(theta.dtype, self.dtype)
         fusion = Fusion(
             ((v, self.alpha),), int(theta.storage_offset()), dtype, self.ledger, self._team

@@ -75,3 +75,16 @@ def test_json_has_verdicts_evidence_and_numbers() -> None:
 def test_names_from_files_can_neither_move_a_cursor_nor_forge_a_line() -> None:
     """Control characters are escaped; other alphabets stay."""
     assert refused("a\nrvec error: \x1b[2J\u202e模型").text == (r"a\nrvec error: \x1b[2J\u202e模型")
+
+
+def test_what_can_not_be_forced_raises_alone() -> None:
+    """With its own reason and way out; the noise of other levels is left out."""
+    final = Level("quantization", "codes", (refused("w: a code"),), why="no sum", fix="ways out")
+    with pytest.raises(IncompatibleVectorError) as caught:
+        report(STRUCTURE, final, LINEAGE).raise_if_refused(force=True)
+    assert caught.value.problems == ("w: a code",)
+    assert (caught.value.what, caught.value.why, caught.value.fix) == (
+        "the vector can't be added to t: codes",
+        "no sum",
+        "ways out",
+    )

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 from vllm_rvec.checkpoint.table import FLOAT_DTYPES, read_config, read_table
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
+from vllm_rvec.vector.compatibility.quantization import (
+    declared_quantization,
+    quantization_level,
+)
 from vllm_rvec.vector.compatibility.report import Report
 from vllm_rvec.vector.compatibility.structure import (
     Pairing,
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from vllm_rvec.vector.manifest import Manifest
     from vllm_rvec.vector.reader import VectorReader
 
-__all__ = ["check_lineage", "check_target"]
+__all__ = ["addable_tensors", "check_lineage", "check_target"]
 
 
 def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "strict") -> Report:
@@ -42,7 +46,8 @@ def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "stric
         vocabulary: One of `VOCABULARY_POLICIES`.
 
     Returns:
-        Three levels: structure, tokenizer, lineage.
+        Three levels: structure, tokenizer, lineage; before them quantization where the target was
+        quantized beforehand.
 
     Raises:
         CheckpointError: The target can't be read.
@@ -50,11 +55,16 @@ def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "stric
     """
     manifest = vector.manifest
     config, table = read_config(target), read_table(target)
+    pairing = Pairing(manifest, vocabulary)
+    quantization = quantization_level(
+        pairing, declared_quantization(config, target), addable_tensors(table)
+    )
     return Report(
         vector=str(vector.folder),
         target=str(target),
         levels=(
-            _structure(Pairing(manifest, vocabulary), config, table),
+            *([] if quantization is None else [quantization]),
+            _structure(pairing, config, table),
             tokenizer_level(manifest.tokenizer, target / TOKENIZER_NAME),
             _lineage(manifest, table),
         ),
@@ -74,13 +84,17 @@ def check_lineage(manifest: Manifest, checkpoint: Path) -> Level:
     return _lineage(manifest, read_table(checkpoint))
 
 
+def addable_tensors(table: TensorTable) -> dict[str, bool]:
+    """Tell of each tensor of a checkpoint whether it is of a dtype that can be added to."""
+    return {name: info.dtype in FLOAT_DTYPES for name, info in table.items()}
+
+
 def _structure(pairing: Pairing, config: Mapping[str, Any], table: TensorTable) -> Level:
     return structure_level(
         architecture_findings(pairing.manifest, config),
         tensor_findings(
             pairing,
             {name: info.shape for name, info in table.items()},
-            quantized=[name for name, info in table.items() if info.dtype not in FLOAT_DTYPES],
             is_tied=config.get("tie_word_embeddings"),
         ),
     )

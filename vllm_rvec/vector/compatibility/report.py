@@ -62,13 +62,17 @@ class Level:
     """One of the questions of a check, answered."""
 
     name: str
-    """structure, tokenizer or lineage."""
+    """structure, tokenizer or lineage; before them quantization, for a quantized target."""
     summary: str
     """The answer in a few words, with its numbers."""
     findings: tuple[Finding, ...] = ()
     """The evidence."""
     numbers: Mapping[str, float | int | None] = field(default_factory=dict)
     """What was counted or measured, for machines."""
+    why: str = ""
+    """Why a refusal can't be forced, and"""
+    fix: str = ""
+    """what to do instead; empty where it can be."""
 
     @property
     def verdict(self) -> Verdict:
@@ -125,12 +129,21 @@ class Report:
         """Refuse the vector where the check does.
 
         Args:
-            force: Go on in spite of it; the caller logs `lines(Verdict.REFUSE)`.
+            force: Go on in spite of it; the caller logs `lines(Verdict.REFUSE)`. A level that has
+                a `fix` of its own refuses all the same.
 
         Raises:
-            IncompatibleVectorError: A level refuses; with the evidence of all that do.
+            IncompatibleVectorError: A level refuses; with the evidence of all that do, or of the
+                one that can't be forced.
         """
         bad = [level for level in self.levels if level.verdict is Verdict.REFUSE]
+        if final := next((level for level in bad if level.fix), None):
+            raise IncompatibleVectorError(
+                f"the vector can't be added to {self.target}: {final.summary}",
+                problems=final.texts(Verdict.REFUSE),
+                why=final.why,
+                fix=final.fix,
+            )
         if force or not bad:
             return
         # Few before many: the message shows the first lines only, and no level should be lost.

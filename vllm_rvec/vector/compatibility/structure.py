@@ -36,6 +36,7 @@ __all__ = [
     "VOCABULARY_POLICIES",
     "Pairing",
     "architecture_findings",
+    "parts_without_tensor",
     "structure_level",
     "tensor_findings",
     "tensor_problems",
@@ -131,7 +132,6 @@ def tensor_findings(
     pairing: Pairing,
     shapes: Mapping[str, tuple[int, ...]],
     *,
-    quantized: Iterable[str] = (),
     is_tied: object = None,
 ) -> list[Finding]:
     """Compare vector and target tensor for tensor.
@@ -139,11 +139,10 @@ def tensor_findings(
     Args:
         pairing: The vector's manifest, and the vocabulary policy.
         shapes: Every tensor of the target with its shape.
-        quantized: Names of target tensors of a dtype that nothing can be added to.
         is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
     """
     problems = [
-        *tensor_problems(pairing, shapes, quantized),
+        *tensor_problems(pairing, shapes),
         *_head_is_shared(pairing, shapes, is_tied),
     ]
     return [
@@ -167,26 +166,34 @@ def structure_level(architecture: Iterable[Finding], tensors: Iterable[Finding])
     return Level("structure", summary, (*kinds, *found), {"mismatched_tensors": count})
 
 
-def tensor_problems(
-    pairing: Pairing, shapes: Mapping[str, tuple[int, ...]], quantized: Iterable[str] = ()
-) -> list[str]:
+def tensor_problems(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Say where vector and target don't match tensor for tensor; as `tensor_findings`."""
     return [
         *_not_in_target(pairing, shapes),
         *_not_covered(pairing, shapes),
         *_misshapen(pairing, shapes),
-        *_not_addable(pairing, quantized),
     ]
 
 
-def _not_in_target(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def parts_without_tensor(pairing: Pairing, names: Iterable[str]) -> list[str]:
+    """List the vector's tensors that none of a target's takes, and that it should take.
+
+    Args:
+        pairing: The vector's manifest, and the vocabulary policy.
+        names: Every tensor of the target.
+    """
     manifest = pairing.manifest
-    used = {pairing.part_for(name) for name in shapes}
-    for name in sorted(manifest.tensors.keys() - used):
-        # A tied head that donors store a second time is the embedding's part again.
-        is_tied_head = name == OUTPUT_HEAD and manifest.tie_word_embeddings
-        if not is_tied_head and not pairing.is_skipped(name) and not is_derived(name):
-            yield f"{name}: in the vector, the target has no such tensor"
+    left = manifest.tensors.keys() - {pairing.part_for(name) for name in names}
+    # A tied head that donors store a second time is the embedding's part again.
+    tied = {OUTPUT_HEAD} if manifest.tie_word_embeddings else set()
+    return sorted(
+        name for name in left - tied if not pairing.is_skipped(name) and not is_derived(name)
+    )
+
+
+def _not_in_target(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for name in parts_without_tensor(pairing, shapes):
+        yield f"{name}: in the vector, the target has no such tensor"
 
 
 def _not_covered(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
@@ -209,13 +216,6 @@ def _misshapen(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Itera
             f"{name}: shape {ours} in the vector, {list(shape)} in the target"
             + (way_out if may_be_common else "")
         )
-
-
-def _not_addable(pairing: Pairing, quantized: Iterable[str]) -> Iterator[str]:
-    for name in sorted(quantized):
-        part = pairing.part_for(name)
-        if part is not None and pairing.manifest.tensors[part].encoding != "zero":
-            yield f"{name}: the target's tensor is quantized, nothing can be added to it"
 
 
 def _rows_left(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
