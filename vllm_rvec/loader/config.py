@@ -29,6 +29,9 @@ class LoaderConfig(BaseModel):
     rows of both, or leave embedding and output head as they are."""
     force: bool = False
     """Go on where the check refuses: log it, and leave unfused what does not fit."""
+    kv_connector: Literal["refuse", "allow"] = "refuse"
+    """A KV connector whose keys don't know alpha is refused, unless the user says here that each
+    vector and alpha has a store of its own."""
 
     @field_validator("alpha")
     @classmethod

@@ -22,6 +22,7 @@ from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import ERROR_MARKER, RvecError
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig
+    from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig, VllmConfig
 
 __all__ = ["RvecModelLoader"]
 
@@ -64,6 +65,22 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
         )
         super().__init__(base_config)
         self.stream: FusedStream | None = None
+
+    def create_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Create the model, empty, where nothing can mix its weights or caches with others'.
+
+        Raises:
+            ConfigError: A KV store or a cache of weights would, since its keys don't know alpha.
+        """
+        with _logged_errors():
+            refuse_weight_cache()
+            refuse_shared_stores(
+                vllm_config.kv_transfer_config, is_allowed=self.config.kv_connector == "allow"
+            )
+        model: torch.nn.Module = super().create_model(vllm_config, model_config, prefix)
+        return model
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         """Fill a model's parameters with fused weights.

