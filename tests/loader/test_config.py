@@ -33,7 +33,10 @@ def test_all_mistakes_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
         assert part in text
-    assert "the keys are: vector, alpha, vocabulary, force, kv_connector, enable_multithread_load" in text
+    assert (
+        "the keys are: vector, alpha, vocabulary, force, kv_connector, enable_multithread_load"
+        in text
+    )
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])

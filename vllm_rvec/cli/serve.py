@@ -269,7 +269,9 @@ class _Server:
         self._describe(name, alpha)
         if (name == "base" or name.startswith("enhanced@")) and name != variant_name(alpha):
             logger.warning("%s is no longer what its name says: its alpha is %s", name, alpha)
-        return AlphaChanged(done.old_alpha, done.alpha, done.reload_seconds, done.ranks)
+        return AlphaChanged(
+            done.old_alpha, done.alpha, done.reload_seconds, done.ranks, done.copies
+        )
 
     def _describe(self, name: str, alpha: float) -> None:
         self._variants.describe(name, VariantFacts(alpha, self._settings.vector))

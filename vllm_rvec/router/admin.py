@@ -53,6 +53,8 @@ class AlphaChanged:
     """How long the engine took over its weights."""
     ranks: int
     """How many of its workers reloaded them."""
+    copies: int
+    """Sums that they computed straight into parameters; none at alpha 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class _Done(BaseModel):
     old_alpha: float
     reload_seconds: float
     ranks: int
+    copies: int
 
 
 class _ErrorText(BaseModel):
@@ -58,6 +59,8 @@ class AlphaChange:
     """How long the engine took over its weights."""
     ranks: int
     """How many of its workers reloaded them."""
+    copies: int
+    """Sums that they computed straight into parameters; none at alpha 0."""
 
 
 async def ask_for_alpha(
@@ -98,7 +101,7 @@ def _read(alpha: float, status: int, body: bytes) -> AlphaChange:
             done = _Done.model_validate_json(body)
         except ValidationError as exc:
             raise _failed("the engine's answer is not understood") from exc
-        return AlphaChange(done.old_alpha, alpha, done.reload_seconds, done.ranks)
+        return AlphaChange(done.old_alpha, alpha, done.reload_seconds, done.ranks, done.copies)
     try:
         said = _ErrorBody.model_validate_json(body).error.message[:SHOWN_CHARACTERS]
     except ValidationError:

@@ -38,6 +38,9 @@ PLUGINS_VARIABLE = "VLLM_PLUGINS"
 """vLLM's list of the plugins that may load; where it is not set, all may but those that add paths
 to its server."""
 ADMIN_PLUGIN = "rvec_admin"
+WORKER_FLAG = "worker-extension-cls"
+WORKER = "vllm_rvec.loader.worker.RvecWorker"
+"""What lets the plugin reach an engine's workers. A class of the user's own inherits from it."""
 PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -194,6 +197,8 @@ def _default_flags(
     if "shutdown-timeout" not in given:
         # Without it vLLM aborts the requests in flight as soon as it gets SIGTERM.
         yield from ("--shutdown-timeout", str(config.drain_seconds))
+    if config.admin_key is not None and WORKER_FLAG not in given:
+        yield from (f"--{WORKER_FLAG}", WORKER)
     engines = len(config.variants)
     if engines > 1 and not given & MEMORY_FLAGS and MEMORY_VARIABLE not in env:
         # Down, not to nearest: the shares must not add up to more than the whole.
