@@ -90,9 +90,11 @@ class LoadedModel(CreatedModel):
 
     def __init__(self, config: VllmConfig) -> None:
         super().__init__(config)
+        started = time.perf_counter()
         self.load(get_model_loader(config.load_config))
         with set_current_vllm_config(config):
             process_weights_after_loading(self.model, config.model_config, torch.device("cpu"))
+        self.load_seconds = time.perf_counter() - started
 
     @property
     def dtype(self) -> torch.dtype:

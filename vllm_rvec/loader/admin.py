@@ -45,6 +45,7 @@ logger = logging.getLogger("vllm.rvec")
 ALPHA_PATH = "/v1/rvec/alpha"
 LOAD_FORMAT = "rvec"
 WORKER = "vllm_rvec.loader.worker.RvecWorker"
+SHOWN_PROBLEMS = 8
 ANSWER_SECONDS = 1.0
 """What the answer to a failed change gets to leave, before the server ends."""
 
@@ -134,10 +135,15 @@ def _plain(error: ValidationError) -> str:
 def _answer(error: RvecError) -> Response:
     if isinstance(error, AlphaChangeFailedError):
         _end_soon()
-        return _error(500, str(error), "alpha_change_failed")
+        return _error(500, _one_line(error), "alpha_change_failed")
     if isinstance(error, ConfigError):
-        return _error(400, str(error), "invalid_alpha")
-    return _error(409, str(error), "alpha_change_refused")
+        return _error(400, _one_line(error), "invalid_alpha")
+    return _error(409, _one_line(error), "alpha_change_refused")
+
+
+def _one_line(error: RvecError) -> str:
+    parts = [error.what, *error.problems[:SHOWN_PROBLEMS], error.why]
+    return " ".join("; ".join(filter(None, parts)).split())
 
 
 def _end_soon() -> None:
