@@ -49,8 +49,8 @@ class Pace:
         longest_delay_seconds: Each further attempt doubles the delay, up to here.
         healthy_seconds: An engine that was ready for so long starts again with the first delay.
         teardown_seconds: What an engine gets to end, on top of the time for its requests.
-        least_change_seconds: What an engine gets at least for a change of alpha; it gets twice the
-            time of its start, if that is longer.
+        least_change_seconds: What an engine gets at least for a change of alpha.
+        start_factor: It gets so many times the time of its start, if that is longer.
     """
 
     first_delay_seconds: float = 1.0
@@ -58,6 +58,7 @@ class Pace:
     healthy_seconds: float = 60.0
     teardown_seconds: float = 15.0
     least_change_seconds: float = 60.0
+    start_factor: float = 2.0
 
 
 class Supervisor:
@@ -181,7 +182,9 @@ class Supervisor:
             why = "a change is under way" if name in self._changing else "it is not ready"
             raise AlphaChangeRefusedError(f"alpha of engine {name!r} can't be changed now", why=why)
         engine = self._engines[name]
-        limit = max(self._pace.least_change_seconds, 2 * self._start_seconds[name])
+        limit = max(
+            self._pace.least_change_seconds, self._pace.start_factor * self._start_seconds[name]
+        )
         self._changing.add(name)
         try:
             change = await ask_for_alpha(engine, alpha, timeout_seconds=limit)
