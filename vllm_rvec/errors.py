@@ -9,6 +9,9 @@
     ├── VectorCorruptError (ValueError)         a vector whose bytes or values are damaged
     ├── IncompatibleVectorError (ValueError)    a vector that does not belong to this target
     ├── EngineStartupError (RuntimeError)       an engine ended, or hung, before it was ready
+    ├── AlphaChangeError (RuntimeError)         a live change of alpha did not come about
+    │   ├── AlphaChangeRefusedError             nothing was touched: the old alpha is served
+    │   └── AlphaChangeFailedError              the weights may be a mixture: not to be served
     └── UpstreamError (ConnectionError)         an engine can't be reached, or broke off
 
 Each also inherits the builtin that a caller would expect.
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ERROR_MARKER",
+    "AlphaChangeError",
+    "AlphaChangeFailedError",
+    "AlphaChangeRefusedError",
     "CheckpointError",
     "CheckpointNotFoundError",
     "ConfigError",
@@ -151,6 +157,18 @@ class EngineStartupError(RvecError, RuntimeError):
         super().__init__(what, why=why, fix=fix)
         self.last_lines = tuple(last_lines)
         self.exit_status = exit_status
+
+
+class AlphaChangeError(RvecError, RuntimeError):
+    """A live change of alpha did not come about."""
+
+
+class AlphaChangeRefusedError(AlphaChangeError):
+    """It was refused before anything was touched: the engine goes on at its old alpha."""
+
+
+class AlphaChangeFailedError(AlphaChangeError):
+    """It failed part-way: the engine's weights may be a mixture, and must never answer again."""
 
 
 class UpstreamError(RvecError, ConnectionError):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 ALPHA = 0.3
+SERVER_KEY = "the-servers-key"
 ENGINE_ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 PROMPTS = [
     "Start with 46. Add 5. Take 8. What is the result?",
@@ -49,15 +50,18 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.Open
         *("--model", str(DEMO / "target"), "--load-format", "rvec"),
         *("--model-loader-extra-config", extra, "--dtype", "float32"),
         *("--enforce-eager", "--max-model-len", "256", "--host", "127.0.0.1", "--port", str(port)),
-        *("--served-model-name", "fused"),
+        *("--served-model-name", "fused", "--api-key", SERVER_KEY),
+        *("--worker-extension-cls", "vllm_rvec.loader.worker.RvecWorker"),
     ]
     log = tmp_path_factory.mktemp("native") / "server.log"
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=ENGINE_ENV)
+        # Who wants to change alpha says so: by the plugin's own name, the class above, and a key.
+        env = ENGINE_ENV | {"VLLM_PLUGINS": "rvec,rvec_admin"}
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=env)
     try:
         until(lambda: is_ready(process, port, log), "vLLM's own server is ready", 240)
         assert "Fused " in log.read_text()
-        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=SERVER_KEY)
     finally:
         end(process)
 
@@ -116,6 +120,31 @@ def test_answers_and_logprobs_equal_transformers(
     for position, (token, value) in enumerate(zip(expected, served, strict=True)):
         reference = logprobs[0, ids.shape[1] + position - 1, token].item()
         assert value == pytest.approx(reference, abs=1e-2)
+
+
+def test_alpha_is_changed_in_vllms_own_server_too(
+    api_server: openai.OpenAI, demo: RunningServer
+) -> None:
+    """To 1, where it answers as enhanced@1, and back; with the server's key only."""
+
+    def ask(client: openai.OpenAI, model: str) -> tuple[str, Any]:
+        salt = {"cache_salt": os.urandom(8).hex()}
+        done = client.completions.create(
+            model=model, prompt=PROMPTS[1], temperature=0, logprobs=1, extra_body=salt
+        )
+        choice = done.choices[0]
+        assert choice.logprobs is not None
+        return choice.text, choice.logprobs.token_logprobs
+
+    url, key = f"{api_server.base_url}rvec/alpha", {"Authorization": f"Bearer {SERVER_KEY}"}
+    before = ask(api_server, "fused")
+    assert httpx.put(url, json={"alpha": 1}).status_code == 401
+    done = httpx.put(url, json={"alpha": 1}, headers=key, timeout=60)
+    assert done.json()["old_alpha"] == ALPHA
+    assert ask(api_server, "fused") == ask(demo.client(), "enhanced@1") != before
+    assert httpx.put(url, json={"alpha": ALPHA}, headers=key, timeout=60).status_code == 200
+    assert httpx.get(url, headers=key).json() == {"alpha": ALPHA}
+    assert ask(api_server, "fused") == before
 
 
 def test_the_python_api_takes_the_same_two_keywords(demo: RunningServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
@@ -52,3 +53,37 @@ def test_the_plugin_is_found_by_its_entry_point() -> None:
         LoadConfig(load_format="rvec", model_loader_extra_config={"vector": "x"})
     )
     assert type(loader).__name__ == "RvecModelLoader"
+
+
+def test_what_a_live_change_takes_from_vllm() -> None:
+    """Of its client, its workers and its reload; and where preloaded weights come from."""
+    from vllm.v1.worker.cpu_worker import CPUWorker
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+    from vllm.v1.worker.gpu_worker import Worker
+
+    from vllm_rvec.loader.vllm_api import WEIGHT_CACHE_DAEMON, EngineClient
+    from vllm_rvec.loader.worker import RvecWorker
+
+    calls: dict[str, set[str]] = {
+        "collective_rpc": {"method", "args"},
+        "pause_generation": {"mode", "clear_cache"},
+        "resume_generation": set(),
+        "reset_prefix_cache": {"reset_connector"},
+        "is_paused": set(),
+        "is_sleeping": set(),
+    }
+    for name, needed in calls.items():
+        assert needed <= set(inspect.signature(getattr(EngineClient, name)).parameters), name
+    assert "overrides" in inspect.signature(Worker.update_config).parameters
+    assert "weights_iterator" in inspect.signature(GPUModelRunner.reload_weights).parameters
+    # vLLM refuses a worker extension that has a name of its own worker's.
+    ours = {name for name in vars(RvecWorker) if not name.startswith("__")}
+    assert not {name for name in ours if hasattr(CPUWorker, name)}
+    assert find_spec(WEIGHT_CACHE_DAEMON) is not None
+
+
+def test_the_endpoint_plugin_has_a_name_of_its_own() -> None:
+    """Nobody gets its path by allowing the load format."""
+    (plugin,) = entry_points(group="vllm.endpoint_plugins", name="rvec_admin")
+    assert plugin.load()().name == "rvec_admin"
+    assert "rvec_admin" not in {p.name for p in entry_points(group="vllm.general_plugins")}

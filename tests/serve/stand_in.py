@@ -1,7 +1,8 @@
 # ruff: noqa: T201 - what it prints is what the tests read
 """A stand-in for vLLM: a process that answers /health and has children, to be hurt in tests.
 
-    python stand_in.py [--fail TEXT] [--late SECONDS] [--stubborn] [--flood] ... --host H --port P
+    python stand_in.py [--fail TEXT] [--late SECONDS] [--stubborn] [--flood] [--alpha HOW] ...
+        --host H --port P
 
 Prints `pid N` for itself, its child and its grandchild; both ignore SIGTERM, hold the output open,
 and end only when killed. SIGTERM lets a request in flight finish, as vLLM's drain does.
@@ -10,6 +11,7 @@ and end only when killed. SIGTERM lets a request in flight finish, as vLLM's dra
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -32,7 +34,9 @@ time.sleep(600)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers /health, and /slow a second later."""
+    """Answers /health, /slow a second later, and a change of alpha."""
+
+    how = "change"
 
     def do_GET(self) -> None:
         """Answer 200."""
@@ -43,6 +47,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
+
+    def do_PUT(self) -> None:
+        """Change alpha, in the way that the command line says."""
+        wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.headers["Authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"
+        if self.path != "/v1/rvec/alpha" or self.how == "hang":
+            print("changing", flush=True)
+            time.sleep(600)
+        status = {"refuse": 409, "break": 500}.get(self.how, 200)
+        done = {"old_alpha": 1.0, "alpha": wish["alpha"], "drain_seconds": 0.0}
+        done |= {"reload_seconds": 0.5, "ranks": 2, "copies": 7}
+        error = {"error": {"message": f"the engine would {self.how}"}}
+        body = json.dumps(done if status == 200 else error).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
@@ -59,7 +80,11 @@ def main() -> None:
     parser.add_argument("--stubborn", action="store_true", help="ignore SIGTERM")
     parser.add_argument("--flood", action="store_true", help="print awkward bytes")
     parser.add_argument("--child", default="same-session", help="or own-session, or none")
+    parser.add_argument("--alpha", default="change", help="or refuse, break, hang")
+    parser.add_argument("--model-loader-extra-config", default="{}", help="printed, as all of it")
     options = parser.parse_args()
+    Handler.how = options.alpha
+    print("options", options.model_loader_extra_config, flush=True)
     print("pid", os.getpid(), flush=True)
     if options.child != "none":
         # The words after -c: a number that marks the process, then what to do.

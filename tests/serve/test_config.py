@@ -284,3 +284,13 @@ def test_bad_alphas_are_refused(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_alphas(text)
     assert caught.value.problems == (problem,)
+
+
+def test_the_admin_key_must_be_another_than_the_clients(file: Path) -> None:
+    """Else every client could change variants; neither is quoted."""
+    file.write_text(MINIMAL + "api_key: sekrit-value\nadmin_key: sekrit-value\n")
+    with pytest.raises(ConfigError, match="`admin_key` is the same as `api_key`") as caught:
+        load_config(file, {})
+    assert "sekrit" not in "".join(traceback.format_exception(caught.value))
+    file.write_text(MINIMAL + "api_key: sekrit-value\nadmin_key: sekrit-too\n")
+    assert "sekrit" not in repr(load_config(file, {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import entry_points
 
 import pytest
 
@@ -206,3 +207,58 @@ def test_engines_do_not_get_the_key_that_clients_send() -> None:
     specs = plan_engines(config, environ={"VLLM_RVEC_API_KEY": "sesame", "HOME": "/"})
     assert all("sesame" not in spec.env.values() for spec in specs)
     assert all(spec.env["HOME"] == "/" for spec in specs)
+
+
+WORKER = "vllm_rvec.loader.worker.RvecWorker"
+
+
+def plan_admin(*extra_args: str, environ: dict[str, str] | None = None) -> EngineSpec:
+    (spec,) = plan_engines(config(admin_key="k"), extra_args, environ=environ or {})
+    return spec
+
+
+def test_an_admin_key_gives_engines_what_changes_alpha() -> None:
+    """The plugin by its own name beside all that would load without it, and our workers."""
+    spec = plan_admin()
+    plugins = spec.env["VLLM_PLUGINS"].split(",")
+    assert "rvec_admin" in plugins
+    groups = ("general", "platform", "io_processor", "stat_logger")
+    installed = [p.name for g in groups for p in entry_points(group=f"vllm.{g}_plugins")]
+    assert {"rvec", *installed} == set(plugins) - {"rvec_admin"}
+    assert after(spec, "--worker-extension-cls") == WORKER
+    assert "k" not in spec.argv
+    assert "VLLM_PLUGINS" not in plan_one().env
+    assert "--worker-extension-cls" not in plan_one().argv
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("rvec", "rvec,rvec_admin"), ("rvec_admin,rvec", "rvec_admin,rvec"), ("", ",rvec_admin")],
+)
+def test_a_list_of_plugins_that_the_user_gave_is_kept(given: str, expected: str) -> None:
+    """Ours is added; nothing else is let in."""
+    assert plan_admin(environ={"VLLM_PLUGINS": given}).env["VLLM_PLUGINS"] == expected
+
+
+def test_a_worker_class_of_the_users_own_is_kept() -> None:
+    """The engine says itself if it does not inherit from ours."""
+    spec = plan_admin("--worker-extension-cls", "my.Worker")
+    assert spec.argv.count("--worker-extension-cls") == 1
+    assert after(spec, "--worker-extension-cls") == "my.Worker"
+
+
+def test_engines_never_see_the_admin_key() -> None:
+    """Also where it came by the environment."""
+    spec = plan_admin(environ={"VLLM_RVEC_ADMIN_KEY": "k"})
+    assert "VLLM_RVEC_ADMIN_KEY" not in spec.env
+
+
+def test_the_same_engine_at_another_alpha() -> None:
+    """One word of its command changes; name, key and environment stay."""
+    old = plan_one("--model-loader-extra-config", '{"num_threads": 2}')
+    new = old.with_alpha(0.3)
+    assert new.variants == (Variant("enhanced@1", "v", 0.3),)
+    assert new.env is old.env
+    ((before, now),) = [(b, n) for b, n in zip(old.argv, new.argv, strict=True) if b != n]
+    assert json.loads(now) == json.loads(before) | {"alpha": 0.3}
+    assert json.loads(now)["num_threads"] == 2

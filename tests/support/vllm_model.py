@@ -15,13 +15,26 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.reload.inplace import reload_weights
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.plugins import load_general_plugins
 from vllm.utils.torch_utils import set_default_torch_dtype
+from vllm.v1.worker.gpu_worker import Worker
+
+from vllm_rvec.loader.worker import RvecWorker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-__all__ = ["CreatedModel", "Loaded", "engine_config", "load_parameters"]
+__all__ = [
+    "CreatedModel",
+    "LiveWorker",
+    "Loaded",
+    "LoadedModel",
+    "engine_config",
+    "load_parameters",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,64 @@ class CreatedModel:
         self.load(loader)
         named = self.model.named_parameters(remove_duplicate=False)
         return Loaded({name: parameter.data for name, parameter in named}, loader)
+
+
+class LoadedModel(CreatedModel):
+    """A model of vLLM's, loaded and made into the kernels' layout, as a worker has it."""
+
+    def __init__(self, config: VllmConfig) -> None:
+        super().__init__(config)
+        started = time.perf_counter()
+        self.load(get_model_loader(config.load_config))
+        with set_current_vllm_config(config):
+            process_weights_after_loading(self.model, config.model_config, torch.device("cpu"))
+        self.load_seconds = time.perf_counter() - started
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's dtype."""
+        dtype: torch.dtype = self._config.model_config.dtype
+        return dtype
+
+    @property
+    def worker(self) -> LiveWorker:
+        """A worker of vLLM's that holds this model and nothing else."""
+        return LiveWorker(self._config, self.model)
+
+    @torch.inference_mode()
+    def discard(self) -> None:
+        """Overwrite all weights, as level-2 sleep discards a GPU's memory."""
+        for parameter in self.model.parameters():
+            parameter.data.fill_(torch.nan)
+
+
+class _Runner:
+    """As much of a model runner as a reload needs."""
+
+    def __init__(self, config: VllmConfig, model: torch.nn.Module) -> None:
+        self.vllm_config = config
+        self._model = model
+
+    def get_model(self) -> torch.nn.Module:
+        """Return the model."""
+        return self._model
+
+    def reload_weights(
+        self, weights_iterator: Iterable[tuple[str, torch.Tensor]] | None = None
+    ) -> None:
+        """Do what vLLM's runners do, less their caches."""
+        reload_weights(self.vllm_config, self._model, weights_iterator, None, True)
+
+
+class LiveWorker(RvecWorker):
+    """Our worker extension on vLLM's own `update_config` and `reload_weights`."""
+
+    update_config = Worker.update_config
+    reload_weights = Worker.reload_weights
+
+    def __init__(self, config: VllmConfig, model: torch.nn.Module) -> None:
+        self.vllm_config = config
+        self.model_runner = _Runner(config, model)
 
 
 def load_parameters(

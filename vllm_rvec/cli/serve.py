@@ -21,7 +21,10 @@ from rich.text import Text
 
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.router import (
+    Admin,
+    AlphaChanged,
     Upstream,
+    VariantFacts,
     VariantTable,
     bind_socket,
     create_app,
@@ -38,6 +41,7 @@ from vllm_rvec.serve import (
     load_config,
     parse_alphas,
     plan_engines,
+    variant_name,
     variants_from_alphas,
 )
 from vllm_rvec.serve.preflight import Preflight, check_files
@@ -89,6 +93,14 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             help="Key that clients must send. Better in the environment: others see this line.",
         ),
     ] = None,
+    admin_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VLLM_RVEC_ADMIN_KEY",
+            show_envvar=True,
+            help="Key for changing a variant's alpha while it serves; without one, nobody can.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with all of this; flags given here win.")
     ] = None,
@@ -114,6 +126,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             "host": host,
             "port": port,
             "api_key": api_key,
+            "admin_key": admin_key,
         },
     )
     plan_engines(settings, _engine_arguments(context))  # what is wrong there costs nothing to say
@@ -188,7 +201,10 @@ class _Server:
         key = self._settings.api_key
         async with create_client() as client:
             app = create_app(
-                self._variants, client, api_key=key.get_secret_value() if key else None
+                self._variants,
+                client,
+                api_key=key.get_secret_value() if key else None,
+                admin=self._admin(),
             )
             runner = await start_server(
                 app, self._listener, shutdown_timeout=self._settings.drain_seconds
@@ -235,12 +251,30 @@ class _Server:
         self, spec: EngineSpec, state: EngineState, detail: str, engine: EngineProcess | None
     ) -> None:
         for variant in spec.variants:
+            self._describe(variant.name, variant.alpha)
             if state is EngineState.READY and engine is not None:
                 upstream = Upstream(engine.base_url, engine.api_key)
                 self._variants.set_ready(variant.name, upstream)
             else:
                 self._variants.set_down(variant.name, detail or state.value)
         self._console.on_state(spec, state, detail, engine)
+
+    def _admin(self) -> Admin | None:
+        if (key := self._settings.admin_key) is None:
+            return None
+        return Admin(key.get_secret_value(), self._change_alpha, self._settings.drain_seconds)
+
+    async def _change_alpha(self, name: str, alpha: float) -> AlphaChanged:
+        done = await self._supervisor.change_alpha(name, alpha)  # an engine has its variant's name
+        self._describe(name, alpha)
+        if (name == "base" or name.startswith("enhanced@")) and name != variant_name(alpha):
+            logger.warning("%s is no longer what its name says: its alpha is %s", name, alpha)
+        return AlphaChanged(
+            done.old_alpha, done.alpha, done.reload_seconds, done.ranks, done.copies
+        )
+
+    def _describe(self, name: str, alpha: float) -> None:
+        self._variants.describe(name, VariantFacts(alpha, self._settings.vector))
 
     def _print_summary(self, *, as_json: bool) -> None:
         address, names = self._address(), list(self._variants.names())

@@ -37,6 +37,10 @@ class LoaderConfig(BaseModel):
             raise ValueError(problem)
         return name
 
+    kv_connector: Literal["refuse", "allow"] = "refuse"
+    """A KV connector whose keys don't know alpha is refused, unless the user says here that each
+    vector and alpha has a store of its own."""
+
     @field_validator("alpha")
     @classmethod
     def _check_alpha(cls, alpha: float) -> float:

@@ -24,6 +24,7 @@ from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
 from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import BaseModelLoader
 from vllm_rvec.vector.compatibility.check import addable_tensors
@@ -87,6 +88,22 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the target, as vLLM does."""
         self.base.download_model(model_config)
+
+    def create_model(
+        self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str = ""
+    ) -> torch.nn.Module:
+        """Create the model, empty, where nothing can mix its weights or caches with others'.
+
+        Raises:
+            ConfigError: A KV store or a cache of weights would, since its keys don't know alpha.
+        """
+        with _logged_errors():
+            refuse_weight_cache()
+            refuse_shared_stores(
+                vllm_config.kv_transfer_config, is_allowed=self.config.kv_connector == "allow"
+            )
+        model: torch.nn.Module = super().create_model(vllm_config, model_config, prefix)
+        return model
 
     def load_weights(self, model: torch.nn.Module, model_config: ModelConfig) -> None:
         """Fill a model's parameters with fused weights.

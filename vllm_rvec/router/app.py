@@ -5,7 +5,6 @@ No policy, no processes: `create_app` takes what it uses and keeps nothing else.
 
 from __future__ import annotations
 
-import hmac
 import logging
 import time
 import uuid
@@ -14,17 +13,18 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from vllm_rvec.errors import ConfigError, RvecError
+from vllm_rvec.router.admin import ADMIN_PATH, AdminApi
+from vllm_rvec.router.keys import shows_key
 from vllm_rvec.router.models import ModelsApi
 from vllm_rvec.router.openai_errors import answer_error, error_response
-from vllm_rvec.router.proxy import MAX_BODY_BYTES, REQUEST_ID, VARIANT, Proxy
+from vllm_rvec.router.proxy import ALPHA, MAX_BODY_BYTES, REQUEST_ID, VARIANT, Proxy
 from vllm_rvec.router.relay import cut_off
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import aiohttp
     from aiohttp.typedefs import Handler, Middleware
 
+    from vllm_rvec.router.admin import Admin
     from vllm_rvec.router.variants import VariantTable
 
 __all__ = ["FORWARDED_PATHS", "create_app"]
@@ -51,7 +51,11 @@ CLIENT_GONE = 499
 
 
 def create_app(
-    variants: VariantTable, client: aiohttp.ClientSession, *, api_key: str | None
+    variants: VariantTable,
+    client: aiohttp.ClientSession,
+    *,
+    api_key: str | None,
+    admin: Admin | None = None,
 ) -> web.Application:
     """One OpenAI-compatible address for all variants.
 
@@ -59,24 +63,32 @@ def create_app(
         variants: Who answers for which `model`. May change while the application runs.
         client: What requests go to upstreams with (`create_client`). The caller closes it.
         api_key: What clients must show; None lets everybody in.
+        admin: Who may change variants, and how; None lets nobody.
 
     Returns:
         The application, for `start_server`.
 
     Raises:
-        ConfigError: If the key is empty: that would look like protection and be none.
+        ConfigError: If a key is empty: that would look like protection and be none.
     """
     if api_key == "":
         raise ConfigError(
             "The router's API key is empty.", fix="Set a key, or none at all to let everybody in."
         )
     app = web.Application(
-        middlewares=[_log_requests, _answer_errors, _require_key(api_key)],
+        middlewares=[_log_requests, _answer_errors, _require_key(api_key, admin)],
         client_max_size=MAX_BODY_BYTES,
     )
     app.on_response_prepare.append(_mark_response)
     _add_routes(app, Proxy(variants, client), ModelsApi(variants, client))
+    _add_admin_routes(app, AdminApi(variants, admin))
     return app
+
+
+def _add_admin_routes(app: web.Application, api: AdminApi) -> None:
+    app.router.add_get(ADMIN_PATH, api.list_variants)
+    app.router.add_get(ADMIN_PATH + "/{name:.+}", api.get_variant)
+    app.router.add_put(ADMIN_PATH + "/{name:.+}", api.put_variant)
 
 
 def _add_routes(app: web.Application, proxy: Proxy, models: ModelsApi) -> None:
@@ -145,12 +157,21 @@ def _answer_http_error(request: web.Request, error: web.HTTPException) -> web.Re
             return error_response(error.status, error.reason, code="http_error")
 
 
-def _require_key(api_key: str | None) -> Middleware:
+def _require_key(api_key: str | None, admin: Admin | None) -> Middleware:
     """Let in who shows the key, or everybody where there is none."""
+
+    def is_let_in(request: web.Request) -> bool:
+        if api_key is None or request.path == OPEN_PATH or shows_key(request, api_key):
+            return True
+        if not request.path.startswith(ADMIN_PATH):
+            return False
+        # A change asks for the admin key itself; and that key may look, too.
+        is_change = request.method == "PUT"
+        return is_change or (admin is not None and shows_key(request, admin.key))
 
     @web.middleware
     async def check_key(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if api_key is None or request.path == OPEN_PATH or _shows_key(request, api_key):
+        if is_let_in(request):
             return await handler(request)
         return error_response(
             401,
@@ -162,25 +183,6 @@ def _require_key(api_key: str | None) -> Middleware:
     return check_key
 
 
-def _shows_key(request: web.Request, api_key: str) -> bool:
-    # Bytes: compare_digest takes no other than ASCII text. What is not UTF-8 in a header comes as
-    # surrogates.
-    expected = api_key.encode()
-    return any(
-        hmac.compare_digest(key.encode("utf-8", "surrogateescape"), expected)
-        for key in _offered_keys(request)
-    )
-
-
-def _offered_keys(request: web.Request) -> Iterator[str]:
-    """What a request shows as its key: OpenAI's clients one way, Anthropic's the other."""
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        yield token.strip()
-    if (key := request.headers.get("x-api-key")) is not None:
-        yield key
-
-
 async def _mark_response(request: web.Request, response: web.StreamResponse) -> None:
     """Say on every answer, errors included, which request and which variant it belongs to."""
     # Not there when aiohttp refuses a request before any middleware (417).
@@ -188,3 +190,5 @@ async def _mark_response(request: web.Request, response: web.StreamResponse) -> 
         response.headers["X-Request-Id"] = request[REQUEST_ID]
     if VARIANT in request:
         response.headers["X-Rvec-Variant"] = request[VARIANT]
+    if ALPHA in request:
+        response.headers["X-Rvec-Alpha"] = request[ALPHA]

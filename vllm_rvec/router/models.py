@@ -22,6 +22,8 @@ __all__ = ["ModelsApi"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
+OWNER = "vllm-rvec"
+
 CARD_SECONDS = 5.0
 """How long an engine may take to list its models. A busy one still answers in milliseconds."""
 
@@ -59,7 +61,7 @@ class ModelsApi:
         """
         ready = {name: self._variants.find(name) for name in self._ready_names()}
         cards = await self._cards(set(ready.values()))
-        data = [_card(name, cards[upstream]) for name, upstream in ready.items()]
+        data = [self._card(name, cards[upstream]) for name, upstream in ready.items()]
         return web.json_response({"object": "list", "data": data})
 
     async def get_model(self, request: web.Request) -> web.Response:
@@ -71,7 +73,7 @@ class ModelsApi:
         """
         name = request.match_info["name"]
         upstream = self._variants.find(name)
-        return web.json_response(_card(name, await self._ask(upstream)))
+        return web.json_response(self._card(name, await self._ask(upstream)))
 
     async def get_health(self, _request: web.Request) -> web.Response:
         """Whether requests can be answered.
@@ -112,7 +114,9 @@ class ModelsApi:
             return {}
         return {card.id: card.model_dump() for card in cards}
 
-
-def _card(name: str, cards: dict[str, Any]) -> dict[str, Any]:
-    bare = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "vllm-rvec"}
-    return dict(cards.get(name, bare))
+    def _card(self, name: str, cards: dict[str, Any]) -> dict[str, Any]:
+        """A variant's card, with what it is: a name may say another alpha than the one served."""
+        bare = {"id": name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
+        facts = self._variants.facts(name)
+        said = {} if facts is None else {"rvec": {"alpha": facts.alpha, "vector": facts.vector}}
+        return {**cards.get(name, bare), **said}

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from vllm_rvec.errors import RvecError, UpstreamError
+from vllm_rvec.errors import (
+    AlphaChangeFailedError,
+    AlphaChangeRefusedError,
+    RvecError,
+    UpstreamError,
+)
+from vllm_rvec.router.gate import HeldTooLongError
 from vllm_rvec.router.variants import UnknownVariantError, VariantDownError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = ["RequestRefusedError", "answer_error", "error_body", "error_response"]
+
+SHOWN_PROBLEMS = 3
 
 RETRY_AFTER_SECONDS = 5
 """When a client may ask again for a variant that is down. An engine takes about 30 s to start, and
@@ -95,22 +103,38 @@ def answer_error(error: RvecError) -> web.Response:
         error: What a handler raised.
 
     Returns:
-        404 for an unknown variant, 503 for one that is down, 502 for an upstream that failed,
-        the error's own status for a refused request, otherwise 500.
+        404 for an unknown variant, 503 for one that is down or changes for too long, 502 for an
+        upstream that failed, 409 for a change of alpha that was not begun, the error's own status
+        for a refused request, otherwise 500.
     """
     message = " ".join(part for part in (error.what, _why(error), error.fix) if part)
     match error:
         case RequestRefusedError(status=status, code=code, param=param):
             return error_response(status, message, code=code, param=param)
-        case UnknownVariantError():
-            return error_response(404, message, code="model_not_found", param="model")
-        case VariantDownError():
-            retry = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            return error_response(503, message, code="model_down", param="model", headers=retry)
-        case UpstreamError():
-            return error_response(502, message, code="upstream_error")
+        case AlphaChangeRefusedError():
+            problems = "".join(f" {problem}." for problem in error.problems[:SHOWN_PROBLEMS])
+            return error_response(409, message + problems, code="alpha_change_refused")
         case _:
-            return error_response(500, message, code="internal_error")
+            status, code, param = _status_of(error)
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+            return error_response(status, message, code=code, param=param, headers=headers)
+
+
+def _status_of(error: RvecError) -> tuple[int, str, str | None]:
+    """The HTTP status, and OpenAI's code and param."""
+    match error:
+        case UnknownVariantError():
+            return 404, "model_not_found", "model"
+        case VariantDownError():
+            return 503, "model_down", "model"
+        case HeldTooLongError():
+            return 503, "model_changing", "model"
+        case UpstreamError():
+            return 502, "upstream_error", None
+        case AlphaChangeFailedError():
+            return 500, "alpha_change_failed", None
+        case _:
+            return 500, "internal_error", None
 
 
 def _why(error: RvecError) -> str:

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from vllm_rvec.router.variants import VariantTable
 
-__all__ = ["MAX_BODY_BYTES", "REQUEST_ID", "VARIANT", "Proxy", "create_client"]
+__all__ = ["ALPHA", "MAX_BODY_BYTES", "REQUEST_ID", "VARIANT", "Proxy", "create_client"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
 VARIANT = web.RequestKey("VARIANT", str)
 """The variant that a request asks for; absent until it is known to exist."""
+
+ALPHA = web.RequestKey("ALPHA", str)
+"""The alpha that its variant has while a request is under way; absent where it is not known."""
 
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 """The client's `X-Request-Id`, or the one made for it."""
@@ -103,12 +106,17 @@ class Proxy:
             RequestRefusedError: If the body is too large, or doesn't say which model.
             UnknownVariantError: If there is no such variant.
             VariantDownError: If the variant can't answer now.
+            HeldTooLongError: If its weights are being changed, and that takes long.
             UpstreamError: If the upstream fails before it answers.
         """
         body = await _read_body(request)
-        request[VARIANT] = self._pick(body)
-        async with self._answer(request, body) as answer:
-            return await relay(request, answer, request[VARIANT])
+        name = request[VARIANT] = self._pick(body)
+        async with self._variants.gate(name).enter():
+            # It can't change while this request is under way.
+            if (facts := self._variants.facts(name)) is not None:
+                request[ALPHA] = repr(facts.alpha).removesuffix(".0")
+            async with self._answer(request, body) as answer:
+                return await relay(request, answer, name)
 
     def _pick(self, body: bytes) -> str:
         """The variant that a body names, ready or not."""

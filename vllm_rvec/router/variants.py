@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError, RvecError, UpstreamError
+from vllm_rvec.router.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UnknownVariantError", "Upstream", "VariantDownError", "VariantTable"]
+__all__ = ["UnknownVariantError", "Upstream", "VariantDownError", "VariantFacts", "VariantTable"]
 
 STARTING = "starting"
 """Why a variant is down before anything is known of its engine."""
@@ -32,6 +33,16 @@ class Upstream:
     """Where it answers, without `/v1`: `http://127.0.0.1:8001`."""
     api_key: str | None = field(repr=False)
     """What the router sends it as a bearer token. Kept out of `repr`, so out of logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariantFacts:
+    """What a variant is, beside its name."""
+
+    alpha: float
+    """The vector's scaling coefficient."""
+    vector: str
+    """The stored vector."""
 
 
 class UnknownVariantError(RvecError, LookupError):
@@ -82,6 +93,8 @@ class VariantTable:
     def __init__(self, names: Sequence[str]) -> None:
         _check_names(names)
         self._states: dict[str, Upstream | str] = dict.fromkeys(names, STARTING)
+        self._facts: dict[str, VariantFacts] = {}
+        self._gates = {name: Gate() for name in names}
 
     def names(self) -> tuple[str, ...]:
         """All variants, ready or not, in their order."""
@@ -145,6 +158,35 @@ class VariantTable:
         """
         state = self._state(name)
         return state if isinstance(state, str) else None
+
+    def describe(self, name: str, facts: VariantFacts) -> None:
+        """Note what a variant is now.
+
+        Args:
+            name: The variant.
+            facts: Told to clients; replaces any earlier ones.
+
+        Raises:
+            UnknownVariantError: If the table was made without this name.
+        """
+        self._state(name)
+        self._facts[name] = facts
+
+    def facts(self, name: str) -> VariantFacts | None:
+        """What a variant is, or None where nobody has said."""
+        return self._facts.get(name)
+
+    def gate(self, name: str) -> Gate:
+        """The door before a variant.
+
+        Args:
+            name: The variant.
+
+        Raises:
+            UnknownVariantError: If there is no such variant.
+        """
+        self._state(name)
+        return self._gates[name]
 
     def _state(self, name: str) -> Upstream | str:
         try:

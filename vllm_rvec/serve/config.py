@@ -19,6 +19,7 @@ from pydantic import (
     JsonValue,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 
 from vllm_rvec.errors import ConfigError
@@ -42,6 +43,8 @@ DEFAULT_ALPHAS = (0.0, 1.0)
 ENGINE_KEY_VARIABLE = "VLLM_API_KEY"
 CLIENT_KEY_VARIABLE = "VLLM_RVEC_API_KEY"
 """Where `serve` finds the key that clients must send, where no flag gives it."""
+ADMIN_KEY_VARIABLE = "VLLM_RVEC_ADMIN_KEY"
+"""As above, for the key of who may change variants."""
 
 
 def _check_variant_name(name: str) -> str:
@@ -139,8 +142,13 @@ class ServeConfig(BaseModel):
     api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
     """What clients must send as `Authorization: Bearer ...`; without it, nothing is asked for."""
 
+    admin_key: Annotated[SecretStr, Field(min_length=1)] | None = None
+    """What must be sent, in the same way, to change a variant's alpha while it serves; without it,
+    nobody can."""
+
     drain_seconds: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 30
-    """How long requests in flight may go on once the server has been told to stop."""
+    """How long requests in flight may go on once the server has been told to stop, or a variant's
+    alpha is to be changed."""
 
     example: Annotated[str, Field(min_length=1)] = "Hello"
     """What the curl line asks that is printed once all is ready."""
@@ -151,6 +159,13 @@ class ServeConfig(BaseModel):
 
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, repr=False)
     """Environment variables for the engines, on top of this process's own; may hold secrets."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> ServeConfig:
+        if self.admin_key is not None and self.admin_key == self.api_key:
+            msg = "`admin_key` is the same as `api_key`: every client could change variants"
+            raise ValueError(msg)
+        return self
 
 
 def variant_name(alpha: float) -> str:

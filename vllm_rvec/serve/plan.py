@@ -10,11 +10,16 @@ import json
 import os
 import secrets
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.serve.config import CLIENT_KEY_VARIABLE, ENGINE_KEY_VARIABLE
+from vllm_rvec.serve.config import (
+    ADMIN_KEY_VARIABLE,
+    CLIENT_KEY_VARIABLE,
+    ENGINE_KEY_VARIABLE,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +33,21 @@ MEMORY_SHARE = 0.9
 
 MEMORY_FLAGS = frozenset({"gpu-memory-utilization", "kv-cache-memory-bytes"})
 MEMORY_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+PLUGINS_VARIABLE = "VLLM_PLUGINS"
+"""vLLM's list of the plugins that may load; where it is not set, all may but those that add paths
+to its server."""
+ADMIN_PLUGIN = "rvec_admin"
+WORKER_FLAG = "worker-extension-cls"
+WORKER = "vllm_rvec.loader.worker.RvecWorker"
+"""What lets the plugin reach an engine's workers. A class of the user's own inherits from it."""
+PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+"""Those that load where no list is set."""
 
 LOADER_OPTIONS = "model-loader-extra-config"
 OWNED_OPTIONS = frozenset({"vector", "alpha", "vocabulary", "force"})
@@ -85,6 +105,21 @@ class EngineSpec:
         """The key that this engine asks for."""
         return self.env.get(ENGINE_KEY_VARIABLE, "")
 
+    def with_alpha(self, alpha: float) -> EngineSpec:
+        """The same engine at another alpha.
+
+        Args:
+            alpha: For its one variant.
+        """
+        (variant,) = self.variants
+        at = self.argv.index(f"--{LOADER_OPTIONS}") + 1
+        options = json.dumps(json.loads(self.argv[at]) | {"alpha": alpha})
+        return replace(
+            self,
+            variants=(replace(variant, alpha=alpha),),
+            argv=(*self.argv[:at], options, *self.argv[at + 1 :]),
+        )
+
 
 def plan_engines(
     config: ServeConfig,
@@ -110,12 +145,23 @@ def plan_engines(
     options, flags = _take_loader_options([*configured, *extra_args])
     # Unbuffered: a line of log matters most just before its process dies.
     env = {"PYTHONUNBUFFERED": "1", **(os.environ if environ is None else environ), **config.env}
-    env.pop(CLIENT_KEY_VARIABLE, None)  # engines have keys of their own, and no use for this one
+    for key in (CLIENT_KEY_VARIABLE, ADMIN_KEY_VARIABLE):
+        env.pop(key, None)  # engines have keys of their own, and no use for these
+    if config.admin_key is not None:
+        env[PLUGINS_VARIABLE] = _plugins(env.get(PLUGINS_VARIABLE))
     flags = [*_default_flags(config, flags, env), *flags]
     return tuple(
         _engine(config, Variant(name, config.vector, variant.alpha), options, flags, env)
         for name, variant in config.variants.items()
     )
+
+
+def _plugins(given: str | None) -> str:
+    """Have vLLM load the plugin that changes alpha, and all that it would load without us."""
+    if given is not None:
+        return ",".join(dict.fromkeys([*given.split(","), ADMIN_PLUGIN]))
+    names = {plugin.name for group in PLUGIN_GROUPS for plugin in entry_points(group=group)}
+    return ",".join([*sorted(names), ADMIN_PLUGIN])
 
 
 def _engine(
@@ -151,6 +197,8 @@ def _default_flags(
     if "shutdown-timeout" not in given:
         # Without it vLLM aborts the requests in flight as soon as it gets SIGTERM.
         yield from ("--shutdown-timeout", str(config.drain_seconds))
+    if config.admin_key is not None and WORKER_FLAG not in given:
+        yield from (f"--{WORKER_FLAG}", WORKER)
     engines = len(config.variants)
     if engines > 1 and not given & MEMORY_FLAGS and MEMORY_VARIABLE not in env:
         # Down, not to nearest: the shares must not add up to more than the whole.

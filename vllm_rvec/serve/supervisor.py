@@ -11,8 +11,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm_rvec.errors import EngineStartupError
+from vllm_rvec.errors import (
+    AlphaChangeFailedError,
+    AlphaChangeRefusedError,
+    EngineStartupError,
+)
 from vllm_rvec.serve.engine import EngineProcess, describe_exit
+from vllm_rvec.serve.live import AlphaChange, ask_for_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -44,12 +49,16 @@ class Pace:
         longest_delay_seconds: Each further attempt doubles the delay, up to here.
         healthy_seconds: An engine that was ready for so long starts again with the first delay.
         teardown_seconds: What an engine gets to end, on top of the time for its requests.
+        least_change_seconds: What an engine gets at least for a change of alpha.
+        start_factor: It gets so many times the time of its start, if that is longer.
     """
 
     first_delay_seconds: float = 1.0
     longest_delay_seconds: float = 30.0
     healthy_seconds: float = 60.0
     teardown_seconds: float = 15.0
+    least_change_seconds: float = 60.0
+    start_factor: float = 2.0
 
 
 class Supervisor:
@@ -80,7 +89,7 @@ class Supervisor:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._specs = tuple(specs)
+        self._specs = {spec.name: spec for spec in specs}
         self._launch = launch
         self._on_state = on_state
         self._startup_timeout_seconds = startup_timeout_seconds
@@ -89,6 +98,8 @@ class Supervisor:
         self._clock = clock
         self._engines: dict[str, EngineProcess] = {}
         self._ready: set[str] = set()
+        self._start_seconds: dict[str, float] = {}
+        self._changing: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
         self._all_ready = asyncio.Event()
@@ -152,6 +163,55 @@ class Supervisor:
             self._kill_all()
             raise
 
+    async def change_alpha(self, name: str, alpha: float) -> AlphaChange:
+        """Have a ready engine serve another alpha; from then on it also starts at that one.
+
+        Args:
+            name: The engine. No request of it may be under way.
+            alpha: The new one.
+
+        Returns:
+            What was done.
+
+        Raises:
+            AlphaChangeRefusedError: Nothing was changed.
+            AlphaChangeFailedError: The engine is being killed, since its weights may be a mixture;
+                it starts again at its old alpha.
+        """
+        if name not in self._ready or name in self._changing or self._stopping is not None:
+            why = "a change is under way" if name in self._changing else "it is not ready"
+            raise AlphaChangeRefusedError(f"alpha of engine {name!r} can't be changed now", why=why)
+        engine = self._engines[name]
+        limit = max(
+            self._pace.least_change_seconds, self._pace.start_factor * self._start_seconds[name]
+        )
+        self._changing.add(name)
+        try:
+            change = await ask_for_alpha(engine, alpha, timeout_seconds=limit)
+            if self._engines[name] is not engine:
+                raise AlphaChangeFailedError("the engine ended, and was started at its old alpha")  # noqa: TRY301
+        except AlphaChangeRefusedError:
+            raise
+        except BaseException as exc:
+            self._give_up_on(name, engine, exc)
+            raise
+        finally:
+            self._changing.discard(name)
+        self._specs[name] = self._specs[name].with_alpha(alpha)
+        return change
+
+    def _give_up_on(self, name: str, engine: EngineProcess, reason: BaseException) -> None:
+        """End an engine that may serve a mixture; `_keep_alive` starts it again."""
+        engine.kill()
+        if self._engines[name] is not engine or self._stopping is not None:
+            return
+        self._ready.discard(name)
+        self._all_ready.clear()
+        detail = "a change of alpha was broken off"
+        if isinstance(reason, AlphaChangeFailedError):
+            detail = f"{reason.what}: {reason.why}"
+        self._on_state(self._specs[name], EngineState.DOWN, detail, engine)
+
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -159,15 +219,17 @@ class Supervisor:
         return task
 
     async def _start_all(self) -> None:
-        for spec in self._specs:
-            await self._bring_up(spec)
-            self._watchers.append(self._spawn(self._keep_alive(spec)))
+        for name in self._specs:
+            await self._bring_up(name)
+            self._watchers.append(self._spawn(self._keep_alive(name)))
         await self._all_ready.wait()
 
-    async def _bring_up(self, spec: EngineSpec) -> None:
+    async def _bring_up(self, name: str) -> None:
         async with self._start_turn:
+            spec = self._specs[name]
+            started_at = self._clock()
             engine = self._launch(spec)
-            self._engines[spec.name] = engine
+            self._engines[name] = engine
             self._on_state(spec, EngineState.STARTING, "", engine)
             try:
                 await engine.start()
@@ -175,32 +237,33 @@ class Supervisor:
             except BaseException:
                 engine.kill()
                 raise
-        self._ready.add(spec.name)
+        self._start_seconds[name] = self._clock() - started_at
+        self._ready.add(name)
         if len(self._ready) == len(self._specs):
             self._all_ready.set()
         self._on_state(spec, EngineState.READY, "", engine)
 
-    async def _keep_alive(self, spec: EngineSpec) -> None:
+    async def _keep_alive(self, name: str) -> None:
         delay = self._pace.first_delay_seconds
         while True:
             ready_at = self._clock()
-            engine = self._engines[spec.name]
+            engine = self._engines[name]
             detail = f"ended with {describe_exit(await engine.wait())}"
-            self._ready.discard(spec.name)
+            self._ready.discard(name)
             self._all_ready.clear()
             if self._clock() - ready_at >= self._pace.healthy_seconds:
                 delay = self._pace.first_delay_seconds
-            delay = await self._bring_back(spec, detail, delay)
+            delay = await self._bring_back(name, detail, delay)
 
-    async def _bring_back(self, spec: EngineSpec, detail: str, delay: float) -> float:
+    async def _bring_back(self, name: str, detail: str, delay: float) -> float:
         """Restart an engine until it is ready; returns the delay that comes next."""
         while True:
             detail = f"{detail}; starts again in {delay:g} s"
-            self._on_state(spec, EngineState.DOWN, detail, self._engines[spec.name])
+            self._on_state(self._specs[name], EngineState.DOWN, detail, self._engines[name])
             await self._sleep(delay)
             delay = min(2 * delay, self._pace.longest_delay_seconds)
             try:
-                await self._bring_up(spec)
+                await self._bring_up(name)
             except EngineStartupError as exc:
                 detail = exc.what if not exc.why else f"{exc.what}: {exc.why.splitlines()[0]}"
             else:
@@ -211,7 +274,7 @@ class Supervisor:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for spec in self._specs:
+        for spec in self._specs.values():
             if (engine := self._engines.get(spec.name)) is None:
                 continue
             self._on_state(spec, EngineState.STOPPING, "", engine)
@@ -220,7 +283,7 @@ class Supervisor:
             else:
                 engine.kill()  # there are no requests to finish
         limit = drain_seconds + self._pace.teardown_seconds
-        await asyncio.gather(*(self._see_off(spec, limit) for spec in self._specs))
+        await asyncio.gather(*(self._see_off(spec, limit) for spec in self._specs.values()))
 
     async def _see_off(self, spec: EngineSpec, limit_seconds: float) -> None:
         engine = self._engines.get(spec.name)
