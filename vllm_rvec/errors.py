@@ -8,6 +8,7 @@
     │   └── VectorNotFoundError (FileNotFoundError)
     ├── VectorCorruptError (ValueError)         a vector whose bytes or values are damaged
     ├── IncompatibleVectorError (ValueError)    a vector that does not belong to this target
+    ├── FetchError (ConnectionError)            what is elsewhere can't be brought here now
     ├── EngineStartupError (RuntimeError)       an engine ended, or hung, before it was ready
     └── UpstreamError (ConnectionError)         an engine can't be reached, or broke off
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "ConfigError",
     "EngineStartupError",
+    "FetchError",
     "IncompatibleVectorError",
     "RvecError",
     "UpstreamError",
@@ -129,6 +131,10 @@ class VectorCorruptError(RvecError, ValueError):
 
 class IncompatibleVectorError(RvecError, ValueError):
     """A vector that does not belong to this target: other names, shapes or architecture."""
+
+
+class FetchError(RvecError, ConnectionError):
+    """What is elsewhere can't be brought here now: network, server, access, or no room for it."""
 
 
 class EngineStartupError(RvecError, RuntimeError):

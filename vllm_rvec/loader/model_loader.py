@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.checkpoint.remote import shown
 from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import ERROR_MARKER, RvecError
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import DefaultModelLoader
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
@@ -105,7 +106,7 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
         """Open the vector; check first what can be checked before any weight is read."""
-        vector = VectorReader(locate_vector(self.config.vector).folder)
+        vector = VectorReader(find_vector(self.config.vector).folder)
         hf_config = model_config.hf_config
         facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
         self._judge(
@@ -122,7 +123,7 @@ class RvecModelLoader(DefaultModelLoader):  # type: ignore[misc]  # vLLM is unty
 
     def _judge(self, model_config: ModelConfig, *levels: Level) -> None:
         """Log what the check warns of, and raise or log what it refuses."""
-        report = Report(self.config.vector, model_config.model, levels)
+        report = Report(shown(self.config.vector), model_config.model, levels)
         report.raise_if_refused(self.config.force)
         for line in report.lines(Verdict.WARN):
             logger.warning("Vector and target: %s", line)
