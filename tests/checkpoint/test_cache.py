@@ -85,6 +85,19 @@ def test_the_remains_of_a_killed_process_are_replaced(cache: Cache) -> None:
     assert not making.exists()
 
 
+def test_a_folder_that_is_whole_is_left_alone(cache: Cache) -> None:
+    """Another process may have just opened it."""
+    blob = keep(cache, b"shard")
+    files, first = {"a.safetensors": blob}, ("vector.json", b"{}")
+    marker = cache.assemble(DIGEST, files, first) / "marker"
+    marker.write_bytes(b"")
+    cache.assemble(DIGEST, files, first)
+    assert marker.exists()
+    (marker.parent / "a.safetensors").unlink()
+    cache.assemble(DIGEST, files, first)
+    assert not marker.exists()
+
+
 def test_a_folder_is_not_seen_before_it_is_whole(cache: Cache) -> None:
     """A file that is not here leaves no folder of that name."""
     with pytest.raises(FileNotFoundError):

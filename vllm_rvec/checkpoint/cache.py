@@ -95,6 +95,8 @@ class Cache:
         folder = self.vector(digest)
         making = folder.with_name(f".{digest}")
         with self.lock(digest):
+            if _is_whole(folder, files, first):  # of another URL; it may be in use
+                return folder
             for remains in (making, folder):  # of a killed process; of a folder not whole
                 shutil.rmtree(remains, ignore_errors=True)
             making.mkdir(parents=True)
@@ -192,6 +194,14 @@ def _size(path: Path) -> int | None:
         return path.stat().st_size
     except OSError:
         return None
+
+
+def _is_whole(folder: Path, files: Mapping[str, Blob], first: tuple[str, bytes]) -> bool:
+    try:
+        is_same = (folder / first[0]).read_bytes() == first[1]
+    except OSError:
+        return False
+    return is_same and all(_size(folder / name) == blob.size_bytes for name, blob in files.items())
 
 
 def _link(blob: Path, path: Path) -> None:

@@ -280,8 +280,10 @@ def _explained(remote: RemoteFolder) -> Iterator[None]:
 def _explain(exc: Exception, remote: RemoteFolder) -> TransferError:
     import aiohttp  # noqa: PLC0415 - it is there by now
 
-    is_answer = isinstance(exc, aiohttp.ClientResponseError)
-    status = exc.status if is_answer else getattr(exc, "code", None)  # gcsfs has a code
+    # gcsfs has a code; aiohttp's is deprecated.
+    status = getattr(
+        exc, "status" if isinstance(exc, aiohttp.ClientResponseError) else "code", None
+    )
     said = harmless(f"{type(exc).__name__}: {exc}", *remote.secrets)
     if isinstance(exc, FileNotFoundError) or status in {404, 410}:
         return TransferError(Trouble.MISSING, "there is no such file", "check the URL")
