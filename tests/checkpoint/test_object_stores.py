@@ -13,7 +13,8 @@ from vllm_rvec.checkpoint import transport
 from vllm_rvec.checkpoint.cache import Blob, Cache
 from vllm_rvec.checkpoint.download import Download, Progress
 from vllm_rvec.checkpoint.remote import RemoteFolder
-from vllm_rvec.checkpoint.transport import Source, TransferError, Trouble, open_source
+from vllm_rvec.checkpoint.transfer import Source, TransferError, Trouble
+from vllm_rvec.checkpoint.transport import open_source
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.fetching import locate_vector

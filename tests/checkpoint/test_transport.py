@@ -11,7 +11,8 @@ import pytest
 from tests.support.web import Web, run_web
 from vllm_rvec.checkpoint import transport
 from vllm_rvec.checkpoint.remote import RemoteFolder
-from vllm_rvec.checkpoint.transport import Source, TransferError, Trouble, open_source
+from vllm_rvec.checkpoint.transfer import Source, TransferError, Trouble
+from vllm_rvec.checkpoint.transport import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -284,3 +284,10 @@ def test_bad_alphas_are_refused(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_alphas(text)
     assert caught.value.problems == (problem,)
+
+
+def test_a_url_is_no_file_beside_the_configuration(tmp_path: Path) -> None:
+    """Taken as it is, also where its signature is longer than any file's name."""
+    url = f"https://host/v?sig={'0' * 300}"
+    (tmp_path / "serve.yaml").write_text(f"model: owner/model\nvector: {url}\n")
+    assert load_config(tmp_path / "serve.yaml", {}).vector == url

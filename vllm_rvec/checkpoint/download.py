@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import blake3
 
 from vllm_rvec.checkpoint.cache import PIECE_BYTES, Blob, Cache, digest_of
-from vllm_rvec.checkpoint.transport import Source, TransferError, Trouble
+from vllm_rvec.checkpoint.transfer import Source, TransferError, Trouble
 from vllm_rvec.errors import FetchError, RvecError, VectorCorruptError
 
 if TYPE_CHECKING:

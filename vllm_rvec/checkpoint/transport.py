@@ -8,18 +8,24 @@ answer to a range whole, whatever its size); object stores are read in ranges, s
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
-from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any
 
 from vllm_rvec.checkpoint.hub import harmless
 from vllm_rvec.checkpoint.remote import OBJECT_STORES, RemoteFolder, is_loopback
+from vllm_rvec.checkpoint.transfer import (
+    Source,
+    Stream,
+    TransferError,
+    Trouble,
+    explained,
+    wrong_size,
+)
 from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Source", "Stream", "TransferError", "Trouble", "open_source"]
+__all__ = ["open_source"]
 
 CONNECT_SECONDS = 30
 SILENCE_SECONDS = 60
@@ -32,58 +38,6 @@ RANGES_AT_ONCE = 8
 CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
-CREDENTIALS = {
-    "s3": "log in as for the aws command (AWS_PROFILE, or AWS_ACCESS_KEY_ID and "
-    "AWS_SECRET_ACCESS_KEY); for a public bucket set FSSPEC_S3_ANON=true",
-    "gs": "log in with `gcloud auth application-default login`, or set "
-    "GOOGLE_APPLICATION_CREDENTIALS; for a public bucket set FSSPEC_GS_TOKEN=anon",
-    "https": "check the URL, and name and password for the host in ~/.netrc",
-}
-NETWORK = "check the URL, the network and the proxy, then run it again: what is here is kept"
-
-
-class Trouble(Enum):
-    """How a transfer can fail."""
-
-    MISSING = "there is no such file"
-    REFUSED = "asking again will not help"
-    PASSING = "asking again may help"
-    WRONG_SIZE = "the file is not as long as it must be"
-
-
-class TransferError(Exception):
-    """A file was not read; the text says why, without any secret."""
-
-    def __init__(self, trouble: Trouble, why: str, fix: str = NETWORK) -> None:
-        super().__init__(why)
-        self.trouble, self.why, self.fix = trouble, why, fix
-
-
-class Stream(NamedTuple):
-    """A file's bytes, from some place on."""
-
-    start: int
-    """Where they begin: 0 where the server gives no other beginning."""
-    chunks: Iterator[bytes]
-    """Raises TransferError where they end too soon, or don't."""
-
-
-class Source(Protocol):
-    """Where files are read from."""
-
-    def read(self, name: str, limit: int) -> bytes:
-        """Return a whole file, if it is no longer than the limit.
-
-        Raises:
-            TransferError: It is, or can't be read.
-        """
-
-    def stream(self, name: str, start: int, size_bytes: int) -> Stream:
-        """Begin to read a file of a known size.
-
-        Raises:
-            TransferError: It is of another size, or can't be read.
-        """
 
 
 def open_source(remote: RemoteFolder) -> Source:
@@ -98,7 +52,7 @@ def open_source(remote: RemoteFolder) -> Source:
     if remote.scheme not in OBJECT_STORES:
         return _HttpSource(remote)
     try:
-        with _explained(remote):
+        with explained(remote):
             # A listing that another part of the process keeps may be old.
             files = fsspec.filesystem(
                 remote.scheme, skip_instance_cache=True, use_listings_cache=False
@@ -132,7 +86,7 @@ class _HttpSource:
         )
 
     def read(self, name: str, limit: int) -> bytes:
-        with _explained(self._remote):
+        with explained(self._remote):
             file = self._open(name, 0)
         data = bytearray()
         for chunk in self._chunks(file):
@@ -144,7 +98,7 @@ class _HttpSource:
 
     def stream(self, name: str, start: int, size_bytes: int) -> Stream:
         try:
-            with _explained(self._remote):
+            with explained(self._remote):
                 file = self._open(name, start)
         except TransferError as exc:
             if start == 0 or not exc.why.startswith("the server answered 416"):
@@ -153,7 +107,7 @@ class _HttpSource:
         begins, total = self._extent(file.r, start)
         if total not in {None, size_bytes}:
             file.close()
-            raise _wrong_size(name, size_bytes, str(total))
+            raise wrong_size(name, size_bytes, str(total))
         return Stream(begins, self._checked(file, name, begins, size_bytes))
 
     def _open(self, name: str, start: int) -> Any:
@@ -201,7 +155,7 @@ class _HttpSource:
         for chunk in self._chunks(file):
             done += len(chunk)
             if done > size_bytes:
-                raise _wrong_size(name, size_bytes, "more")
+                raise wrong_size(name, size_bytes, "more")
             yield chunk
         if done < size_bytes:
             raise TransferError(Trouble.PASSING, f"{name} broke off after {done} bytes")
@@ -209,7 +163,7 @@ class _HttpSource:
     def _chunks(self, file: Any) -> Iterator[bytes]:
         try:
             while True:
-                with _explained(self._remote):
+                with explained(self._remote):
                     chunk = file.read(CHUNK_BYTES)
                 if not chunk:
                     return
@@ -229,17 +183,17 @@ class _ObjectSource:
             raise TransferError(Trouble.WRONG_SIZE, why)
         if size_bytes == 0:
             return b""
-        with _explained(self._remote):
+        with explained(self._remote):
             found: bytes = self._files.cat_file(self._remote.file(name), start=0, end=size_bytes)
         return found
 
     def stream(self, name: str, start: int, size_bytes: int) -> Stream:
         if (found := self._size(name)) != size_bytes:
-            raise _wrong_size(name, size_bytes, str(found))
+            raise wrong_size(name, size_bytes, str(found))
         return Stream(start, self._chunks(name, start, size_bytes))
 
     def _size(self, name: str) -> int:
-        with _explained(self._remote):
+        with explained(self._remote):
             info = self._files.info(self._remote.file(name))
         if info.get("type") != "file":
             raise TransferError(Trouble.MISSING, f"{name} is no file")
@@ -252,51 +206,9 @@ class _ObjectSource:
             starts = list(range(begin, end, RANGE_BYTES))
             ends = [min(place + RANGE_BYTES, end) for place in starts]
             paths = [self._remote.file(name)] * len(starts)
-            with _explained(self._remote):
+            with explained(self._remote):
                 pieces = self._files.cat_ranges(paths, starts, ends, on_error="raise")
             for piece, first, last in zip(pieces, starts, ends, strict=True):
                 if len(piece) != last - first:
                     raise TransferError(Trouble.PASSING, f"{name} broke off within a range")
                 yield piece
-
-
-def _wrong_size(name: str, expected: int, found: str) -> TransferError:
-    why = f"{name}: expected {expected} bytes, found {found}"
-    return TransferError(Trouble.WRONG_SIZE, why)
-
-
-@contextmanager
-def _explained(remote: RemoteFolder) -> Iterator[None]:
-    """Turn what a transport raises into a TransferError."""
-    try:
-        yield
-    except (TransferError, ImportError):
-        raise
-    except Exception as exc:  # noqa: BLE001 - aiohttp, botocore and google have no common errors
-        # No cause: its text may show the URL with its password.
-        raise _explain(exc, remote) from None
-
-
-def _explain(exc: Exception, remote: RemoteFolder) -> TransferError:
-    import aiohttp  # noqa: PLC0415 - it is there by now
-
-    # gcsfs has a code; aiohttp's is deprecated.
-    status = getattr(
-        exc, "status" if isinstance(exc, aiohttp.ClientResponseError) else "code", None
-    )
-    said = harmless(f"{type(exc).__name__}: {exc}", *remote.secrets)
-    if isinstance(exc, FileNotFoundError) or status in {404, 410}:
-        return TransferError(Trouble.MISSING, "there is no such file", "check the URL")
-    log_in = CREDENTIALS.get(remote.scheme, CREDENTIALS["https"])
-    if isinstance(exc, PermissionError) or status in {401, 403} or "Credentials" in said:
-        return TransferError(Trouble.REFUSED, f"no access: {said}", log_in)
-    if isinstance(exc, aiohttp.ClientSSLError):
-        fix = "if the certificate's authority is your own, name its file in SSL_CERT_FILE"
-        return TransferError(Trouble.REFUSED, said, fix)
-    if isinstance(status, int) and status >= 400:
-        is_passing = status in {408, 425, 429} or status >= 500
-        trouble = Trouble.PASSING if is_passing else Trouble.REFUSED
-        return TransferError(trouble, f"the server answered {status}")
-    passing = (OSError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
-    is_passing = isinstance(exc, (TimeoutError, *passing))
-    return TransferError(Trouble.PASSING if is_passing else Trouble.REFUSED, said)

@@ -18,7 +18,8 @@ from vllm_rvec.checkpoint.cache import Blob, Cache
 from vllm_rvec.checkpoint.download import Download, Progress
 from vllm_rvec.checkpoint.fetch import VECTOR, Located, locate
 from vllm_rvec.checkpoint.remote import RemoteFolder, is_url
-from vllm_rvec.checkpoint.transport import Source, TransferError, Trouble, open_source
+from vllm_rvec.checkpoint.transfer import Source, TransferError, Trouble
+from vllm_rvec.checkpoint.transport import open_source
 from vllm_rvec.errors import (
     FetchError,
     RvecError,
