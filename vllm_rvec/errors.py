@@ -8,6 +8,7 @@
     │   └── VectorNotFoundError (FileNotFoundError)
     ├── VectorCorruptError (ValueError)         a vector whose bytes or values are damaged
     ├── IncompatibleVectorError (ValueError)    a vector that does not belong to this target
+    ├── FetchError (ConnectionError)            what is elsewhere can't be brought here now
     ├── EngineStartupError (RuntimeError)       an engine ended, or hung, before it was ready
     ├── AlphaChangeError (RuntimeError)         a live change of alpha did not come about
     │   ├── AlphaChangeRefusedError             nothing was touched: the old alpha is served
@@ -34,6 +35,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "ConfigError",
     "EngineStartupError",
+    "FetchError",
     "IncompatibleVectorError",
     "RvecError",
     "UpstreamError",
@@ -135,6 +137,10 @@ class VectorCorruptError(RvecError, ValueError):
 
 class IncompatibleVectorError(RvecError, ValueError):
     """A vector that does not belong to this target: other names, shapes or architecture."""
+
+
+class FetchError(RvecError, ConnectionError):
+    """What is elsewhere can't be brought here now: network, server, access, or no room for it."""
 
 
 class EngineStartupError(RvecError, RuntimeError):

@@ -15,17 +15,20 @@ from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from tests.support.checkpoints import tensors
 from tests.support.hub import TOKEN, StandInHub, run_hub, use_hub
-from vllm_rvec.checkpoint.fetch import locate_checkpoint, locate_vector
+from vllm_rvec.checkpoint.fetch import locate_checkpoint
 from vllm_rvec.checkpoint.hub import HubId
 from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    FetchError,
+    RvecError,
     VectorCorruptError,
     VectorFormatError,
     VectorNotFoundError,
 )
 from vllm_rvec.vector import VectorReader
+from vllm_rvec.vector.fetching import locate_vector
 from vllm_rvec.vector.hub import open_whole
 
 if TYPE_CHECKING:
@@ -85,7 +88,6 @@ def test_a_folder_goes_before_a_hub_id_of_its_name(
     [
         *("", "nowhere", "/no/where", "./no/where", "~no-such-user/x", "a/b/c", "a\0b/c", "a/b c"),
         *("a/b@", "a/b@-x", "a/b@../../x", "a/b@main\n", "-a/b", "a/.b", "a/b--c", "a/b.git"),
-        "https://huggingface.co/a/b",
     ],
 )
 def test_what_is_neither_folder_nor_id_is_not_found(hub: StandInHub, reference: str) -> None:
@@ -97,6 +99,16 @@ def test_what_is_neither_folder_nor_id_is_not_found(hub: StandInHub, reference: 
         with pytest.raises(kind, match="owner/name@revision") as caught:
             locate(reference)
         assert isinstance(caught.value, FileNotFoundError)
+    assert not hub.requests
+
+
+def test_a_checkpoint_by_url_is_not_found(hub: StandInHub) -> None:
+    """Only vectors are fetched so; and the message does not repeat a password."""
+    with pytest.raises(CheckpointNotFoundError, match="owner/name@revision") as caught:
+        locate_checkpoint("https://me:sesame@host/a?sig=open")
+    assert "https://host/a" in str(caught.value)
+    assert "sesame" not in str(caught.value) + repr(caught.value.path)
+    assert "sig" not in str(caught.value)
     assert not hub.requests
 
 
@@ -297,7 +309,7 @@ def test_a_server_that_dies_half_way(hub: StandInHub, vector: Path) -> None:
     hub.add_folder(VECTOR, vector)
     hub.dies_within = "vector.safetensors"
     for _ in range(2):
-        with pytest.raises(VectorFormatError, match="can't be reached, or broke off") as caught:
+        with pytest.raises(FetchError, match="can't be reached, or broke off") as caught:
             locate_vector(VECTOR)
         assert "HF_ENDPOINT" in caught.value.fix
     (snapshot,) = Path(constants.HF_HUB_CACHE).glob("models--*/snapshots/*")
@@ -309,7 +321,7 @@ def test_a_hub_that_is_not_there(hub: StandInHub, monkeypatch: pytest.MonkeyPatc
     hub.stop.set()
     address = hub.endpoint.replace("//", "//me:sesame@")
     monkeypatch.setattr(constants, "ENDPOINT", address)
-    with pytest.raises(CheckpointError, match="can't be reached") as caught:
+    with pytest.raises(FetchError, match="can't be reached") as caught:
         locate_checkpoint(MODEL)
     assert "sesame" not in str(caught.value)
 
@@ -324,20 +336,20 @@ def test_a_cache_that_can_not_be_written(hub: StandInHub, vector: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "why"),
+    ("status", "body", "kind", "why"),
     [
-        (503, {"error": "\x1b[31mhf_abcdefgh down?a=b"}, "the Hub answered 503"),
-        (429, {}, "too many requests"),
-        (403, {"error": "no"}, "no right to do this"),
-        (200, {"some": "page"}, "KeyError"),
+        (503, {"error": "\x1b[31mhf_abcdefgh down?a=b"}, FetchError, "the Hub answered 503"),
+        (429, {}, FetchError, "too many requests"),
+        (403, {"error": "no"}, CheckpointError, "no right to do this"),
+        (200, {"some": "page"}, CheckpointError, "KeyError"),
     ],
 )
 def test_answers_that_are_not_the_hubs(
-    hub: StandInHub, status: int, body: dict[str, str], why: str
+    hub: StandInHub, status: int, body: dict[str, str], kind: type[RvecError], why: str
 ) -> None:
     """One error of ours for each, and nothing of a server's that a terminal would obey."""
     hub.answers["/api/models"] = status, body
-    with pytest.raises(CheckpointError, match=why) as caught:
+    with pytest.raises(kind, match=why) as caught:
         locate_checkpoint(MODEL)
     assert "\x1b" not in str(caught.value)
     assert "hf_abcdefgh" not in str(caught.value)
@@ -359,7 +371,7 @@ def test_neither_bars_nor_torch(hub: StandInHub, vector: Path) -> None:
     """In a child, by environment alone: stderr is a pipe and stays empty, torch is not imported."""
     hub.add_folder(VECTOR, vector)
     code = (
-        "import sys; from vllm_rvec.checkpoint.fetch import locate_vector\n"
+        "import sys; from vllm_rvec.vector.fetching import locate_vector\n"
         "print(locate_vector(sys.argv[1]).folder, 'torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -70,8 +70,8 @@ def test_help_shows_brackets(name: str) -> None:
         assert Text.from_markup(text).plain == text.replace("\\[", "["), parameter.name
 
 
-def test_wherever_a_vector_or_checkpoint_is_named_help_says_that_a_hub_id_will_do() -> None:
-    """With its revision, in the same words."""
+def test_wherever_a_vector_or_checkpoint_is_named_help_says_what_will_do() -> None:
+    """A Hub id with its revision, and for vectors a URL, in the same words."""
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     texts = {
@@ -80,7 +80,11 @@ def test_wherever_a_vector_or_checkpoint_is_named_help_says_that_a_hub_id_will_d
         for parameter in command.commands[name].params
         if parameter.name in {"vector", "vectors", "target", "tuned", "adapter"}
     }
-    assert [key for key, text in texts.items() if "older or Hub id\\[@revision]" not in text] == []
+    forms = {
+        name: "older, Hub id\\[@revision] or URL" if is_vector else "older or Hub id\\[@revision]"
+        for name, is_vector in ((key[1], str(key[1]).startswith("vector")) for key in texts)
+    }
+    assert [key for key, text in texts.items() if forms[key[1]] not in text] == []
 
 
 def test_ctrl_c_is_said_and_exits_with_130(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.hub import TOKEN, StandInHub, run_hub, use_hub
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.vector.fetching import locate_vector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

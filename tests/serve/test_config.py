@@ -294,3 +294,10 @@ def test_the_admin_key_must_be_another_than_the_clients(file: Path) -> None:
     assert "sekrit" not in "".join(traceback.format_exception(caught.value))
     file.write_text(MINIMAL + "api_key: sekrit-value\nadmin_key: sekrit-too\n")
     assert "sekrit" not in repr(load_config(file, {}))
+
+
+def test_a_url_is_no_file_beside_the_configuration(tmp_path: Path) -> None:
+    """Taken as it is, also where its signature is longer than any file's name."""
+    url = f"https://host/v?sig={'0' * 300}"
+    (tmp_path / "serve.yaml").write_text(f"model: owner/model\nvector: {url}\n")
+    assert load_config(tmp_path / "serve.yaml", {}).vector == url

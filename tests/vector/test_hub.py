@@ -11,9 +11,9 @@ import torch
 
 from tests.support.checkpoints import tensors
 from tests.support.hub import TOKEN, StandInHub, run_hub, use_hub
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.errors import ConfigError, VectorCorruptError, VectorFormatError
 from vllm_rvec.vector import VectorReader
+from vllm_rvec.vector.fetching import locate_vector
 from vllm_rvec.vector.hub import push
 
 if TYPE_CHECKING:

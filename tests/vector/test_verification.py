@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.support.tiny_vectors import EXAMPLES, edit_manifest, example, redigest, write_vector
+from vllm_rvec.checkpoint.cache import cache_folder
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector import VectorReader, verification
 from vllm_rvec.vector.encodings import Encoded
 from vllm_rvec.vector.encodings.parts import in_memory
 from vllm_rvec.vector.layout import INT8, LORA_A, LORA_B, SCALE
-from vllm_rvec.vector.verification import cache_folder, examine, verify
+from vllm_rvec.vector.verification import examine, verify
 
 
 @pytest.fixture

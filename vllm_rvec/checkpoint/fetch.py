@@ -1,7 +1,8 @@
 """Find the folder that a user's word for a checkpoint or a vector stands for.
 
 The word is a local folder, or a Hub id: then the folder is the one in the Hub's cache, filled
-first if need be. Pickles are never fetched. Imports no torch.
+first if need be. Pickles are never fetched. Imports no torch. Vectors by URL are found by
+`vector.fetching`, which asks here for all others.
 """
 
 from __future__ import annotations
@@ -11,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from vllm_rvec.checkpoint.hub import HubId, explain, hub_errors, quiet_progress
+from vllm_rvec.checkpoint.hub import HubId, Refusal, explain, hub_errors, quiet_progress
+from vllm_rvec.checkpoint.remote import is_url, shown
 from vllm_rvec.checkpoint.table import is_folder, why_no_folder
 from vllm_rvec.errors import (
     CheckpointError,
     CheckpointNotFoundError,
+    FetchError,
     RvecError,
     VectorFormatError,
     VectorNotFoundError,
     printable,
 )
 
-__all__ = ["Located", "locate_adapter", "locate_checkpoint", "locate_vector"]
+__all__ = ["CHECKPOINT", "VECTOR", "Located", "locate", "locate_adapter", "locate_checkpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Located:
 
     folder: Path
     id: str
-    """A Hub id, or the folder's own name."""
+    """A Hub id, a URL without what is secret in it, or the folder's own name."""
     revision: str | None = None
     """The commit on the Hub."""
 
@@ -110,10 +113,10 @@ def locate_checkpoint(reference: str) -> Located:
     Raises:
         CheckpointNotFoundError: There is no such folder, repository or revision; or it is not in
             the cache, and HF_HUB_OFFLINE is set.
-        CheckpointError: It can't be fetched: no access, no network, no room; or the repository
-            holds no checkpoint in safetensors.
+        CheckpointError: No access; or the repository holds no checkpoint in safetensors.
+        FetchError: The network or the Hub fails.
     """
-    located = _locate(reference, CHECKPOINT)
+    located = locate(reference, CHECKPOINT)
     if located.revision is not None and not any(located.folder.glob("*.safetensors")):
         raise CheckpointError(
             f"the repository {reference} holds no safetensors file",
@@ -122,23 +125,6 @@ def locate_checkpoint(reference: str) -> Located:
             path=located.folder,
         )
     return located
-
-
-def locate_vector(reference: str) -> Located:
-    """Find a vector's folder; fetch it from the Hub if it is not on this machine.
-
-    Args:
-        reference: As for `locate_checkpoint`.
-
-    Returns:
-        The folder: as it was given, or in the Hub's cache. Nothing is checked of what it holds.
-
-    Raises:
-        VectorNotFoundError: There is no such folder, repository or revision; or it is not in the
-            cache, and HF_HUB_OFFLINE is set.
-        VectorFormatError: It can't be fetched, or the repository holds no vector.
-    """
-    return _locate(reference, VECTOR)
 
 
 def locate_adapter(reference: str) -> Located:
@@ -153,12 +139,26 @@ def locate_adapter(reference: str) -> Located:
     Raises:
         CheckpointNotFoundError: There is no such folder, repository or revision; or it is not in
             the cache, and HF_HUB_OFFLINE is set.
-        CheckpointError: It can't be fetched, or the repository holds no adapter.
+        CheckpointError: No access, or the repository holds no adapter.
+        FetchError: The network or the Hub fails.
     """
-    return _locate(reference, ADAPTER)
+    return locate(reference, ADAPTER)
 
 
-def _locate(reference: str, kind: _Kind) -> Located:
+def locate(reference: str, kind: _Kind) -> Located:
+    """Find a folder of some kind, here or on the Hub.
+
+    Args:
+        reference: As for `locate_checkpoint`.
+        kind: `CHECKPOINT` or `VECTOR`.
+
+    Returns:
+        The folder. Nothing is checked of what it holds.
+
+    Raises:
+        RvecError: There is none (`kind.missing`), it is something else (`kind.unusable`), or it
+            can't be fetched (`FetchError`).
+    """
     # Not Path.expanduser: that raises where there is no such user.
     folder = Path(os.path.expanduser(reference))  # noqa: PTH111
     if reference and is_folder(folder):
@@ -169,7 +169,7 @@ def _locate(reference: str, kind: _Kind) -> Located:
             f"there is no {kind.word} folder {_shown(reference)}",
             why=_why_nothing(folder, reference),
             fix="give a folder, or an id on the Hub: owner/name or owner/name@revision",
-            path=folder,
+            path=None if is_url(reference) else folder,  # it may hold a password
         )
     return _fetch(hub_id, kind)
 
@@ -182,7 +182,7 @@ def _exists(path: Path) -> bool:
 
 
 def _shown(reference: str) -> str:
-    return reference if reference and reference.isprintable() else repr(reference)
+    return shown(reference) if reference and reference.isprintable() else repr(reference)
 
 
 def _why_nothing(folder: Path, reference: str) -> str:
@@ -219,9 +219,15 @@ def _download(hub_id: HubId, revision: str | None, kind: _Kind, patterns: list[s
             )
     except hub_errors() as exc:
         refusal = explain(exc, hub_id)
-        raise (kind.missing if refusal.is_missing else kind.unusable)(
+        raise _kind_of(refusal, kind)(
             f"there is no folder {hub_id} here, and the Hub gives no such {kind.word}",
             why=refusal.why,
             fix=refusal.fix,
         ) from exc
     return Path(found)
+
+
+def _kind_of(refusal: Refusal, kind: _Kind) -> type[RvecError]:
+    if refusal.is_missing:
+        return kind.missing
+    return FetchError if refusal.may_pass else kind.unusable

@@ -17,7 +17,16 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["HubId", "Refusal", "explain", "hub_errors", "is_hub_name", "page_url", "quiet_progress"]
+__all__ = [
+    "HubId",
+    "Refusal",
+    "explain",
+    "harmless",
+    "hub_errors",
+    "is_hub_name",
+    "page_url",
+    "quiet_progress",
+]
 
 NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?")
 """An owner's or a repository's name, as the Hub allows them."""
@@ -29,6 +38,14 @@ SECRETS = re.compile(
     r"hf_[\w.-]+|(?i:bearer)\s+\S+|(?<=://)[^/@\s]+@|(?<=[^\s?])\?[^\s'\"]+=[^\s'\"]+"
 )
 """Tokens, passwords in a URL, and a URL's query, which signs it."""
+
+SECRET_VARIABLES = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
+"""Variables of the environment whose values no text shows."""
 
 SHOWN_CHARACTERS = 300
 """How much a message shows of what a server wrote."""
@@ -71,6 +88,8 @@ class Refusal:
     fix: str
     is_missing: bool = False
     """There is no such thing, as far as can be told from here."""
+    may_pass: bool = False
+    """The network's fault, or the Hub's: another time it may be given."""
 
 
 def is_hub_name(text: str) -> bool:
@@ -129,11 +148,12 @@ def explain(exc: BaseException, hub_id: HubId, token: str | None = None) -> Refu
         )
     if isinstance(exc, errors.HfHubHTTPError):
         return _explain_answer(exc, hub_id, token)
-    what = _harmless(f"{type(exc).__name__}: {exc}", token)
+    what = harmless(f"{type(exc).__name__}: {exc}", token)
     if isinstance(exc, hub_errors()[0]):
         return Refusal(
-            f"the Hub at {_harmless(constants.ENDPOINT)} can't be reached, or broke off: {what}",
+            f"the Hub at {harmless(constants.ENDPOINT)} can't be reached, or broke off: {what}",
             "check the network, the proxy and HF_ENDPOINT, then run it again",
+            may_pass=True,
         )
     return Refusal(what, "check HF_ENDPOINT, and the disk that HF_HOME is on")
 
@@ -162,7 +182,7 @@ def _explain_answer(exc: Exception, hub_id: HubId, token: str | None) -> Refusal
             )
         case errors.HfHubHTTPError():
             said = exc.server_message or ""
-            return _explain_status(exc.response.status_code, _harmless(said, token))
+            return _explain_status(exc.response.status_code, harmless(said, token))
     raise exc
 
 
@@ -174,7 +194,8 @@ def _explain_status(status: int, said: str) -> Refusal:
         429: ("the Hub gets too many requests from here (429)", "wait some minutes, or log in"),
     }
     why, fix = words.get(status, (f"the Hub answered {status}", "try again later"))
-    return Refusal(f"{why}: {said}" if said else why, fix)
+    may_pass = status == 429 or status >= 500
+    return Refusal(f"{why}: {said}" if said else why, fix, may_pass=may_pass)
 
 
 @contextmanager
@@ -204,10 +225,14 @@ def _is_revision(text: str) -> bool:
     return bool(REVISION.fullmatch(text)) and ".." not in text
 
 
-def _harmless(text: str, token: str | None = None) -> str:
-    """Take secrets and a terminal's control characters out of what another machine wrote."""
-    environment = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    for secret in (token, *map(os.environ.get, environment)):
+def harmless(text: str, *secrets: str | None) -> str:
+    """Take secrets and a terminal's control characters out of what another machine wrote.
+
+    Args:
+        text: What it wrote.
+        secrets: What it must not show, beside those of the environment and of known forms.
+    """
+    for secret in (*secrets, *map(os.environ.get, SECRET_VARIABLES)):
         text = text.replace(secret, "***") if secret else text
     text = "".join(c if c.isprintable() else " " for c in SECRETS.sub("***", text))
     text = " ".join(text.split())

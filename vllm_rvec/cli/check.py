@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rvec.checkpoint.fetch import locate_checkpoint, locate_vector
+from vllm_rvec.checkpoint.fetch import locate_checkpoint
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import printable
 from vllm_rvec.vector.compatibility import Report, Verdict, check_target
 from vllm_rvec.vector.reader import VectorReader
@@ -26,7 +27,7 @@ SHOWN_FINDINGS = 8
 
 def check_command(
     vector: Annotated[
-        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+        str, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
     ],
     target: Annotated[
         str, typer.Option(help="The model it would be added to: folder or Hub id\\[@revision].")
@@ -44,7 +45,7 @@ def check_command(
 
     Exits with 0 on pass and warn, with 7 on refuse.
     """
-    reader = VectorReader(locate_vector(vector).folder)
+    reader = VectorReader(find_vector(vector).folder)
     report = check_target(reader, locate_checkpoint(target).folder, vocabulary=vocab)
     if as_json:
         typer.echo(json.dumps(report.as_json()))

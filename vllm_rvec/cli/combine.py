@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.checkpoint.remote import shown
 from vllm_rvec.cli.derivation import (
     DtypeOption,
     EncodingOption,
@@ -13,6 +13,7 @@ from vllm_rvec.cli.derivation import (
     RankOption,
     show_derivation,
 )
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.errors import ConfigError
 
@@ -24,8 +25,8 @@ def combine_command(  # noqa: PLR0917 - typer passes every option by name
         list[str],
         typer.Argument(
             metavar="VECTOR:WEIGHT...",
-            help="Stored vectors, each with its weight: a:0.7 b:0.3. A vector is a folder or Hub "
-            "id\\[@revision].",
+            help="Stored vectors, each with its weight: a:0.7 b:0.3. A vector is a folder, Hub "
+            "id\\[@revision] or URL.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
@@ -37,7 +38,7 @@ def combine_command(  # noqa: PLR0917 - typer passes every option by name
     """Make one vector of several: their weighted sum, in float32, in the order given."""
     from vllm_rvec.vector.derive.combine import Term, combine  # noqa: PLC0415 - torch, two seconds
 
-    terms = [Term(locate_vector(name), weight) for name, weight in parse_terms(vectors)]
+    terms = [Term(find_vector(name), weight) for name, weight in parse_terms(vectors)]
     with show_progress("combining") as on_progress:
         made = combine(
             terms,
@@ -65,10 +66,10 @@ def parse_terms(texts: list[str]) -> list[tuple[str, float]]:
         try:
             found.append((name, float(weight)))
         except ValueError:
-            problems.append(text)
+            problems.append(shown(text))
             continue
         if not name:
-            problems.append(text)
+            problems.append(shown(text))
     if problems:
         raise ConfigError(
             "not every vector has a weight",

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.cli.heatmap import check_plot, save_heatmap
 from vllm_rvec.cli.inspect_tables import (
     costs_table,
@@ -17,6 +16,7 @@ from vllm_rvec.cli.inspect_tables import (
     layers_table,
     stored_table,
 )
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.statistics import (
@@ -41,7 +41,7 @@ WEIGHTS_PER_SECOND = 50_000_000
 
 
 def inspect_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder, Hub id\\[@revision] or URL.")],
     plot: Annotated[
         Path | None,
         typer.Option(help="Draw a heat map, layer by module, to this .png, .svg or .pdf."),
@@ -62,7 +62,7 @@ def inspect_command(
     """Show what a vector is, where it comes from, and where in the model it is large."""
     if plot is not None:
         check_plot(plot)
-    located = locate_vector(vector)
+    located = find_vector(vector)
     reader = VectorReader(located.folder)
     statistics = Statistics(reader.manifest, _spectra(reader, is_wanted=spectrum))
     costs = _costs(reader) if encodings else []

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rvec.checkpoint.fetch import locate_adapter, locate_checkpoint, locate_vector
+from vllm_rvec.checkpoint.fetch import locate_adapter, locate_checkpoint
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 
@@ -49,7 +50,7 @@ def import_lora_command(
 
 def export_lora_command(  # noqa: PLR0917 - typer passes every option by name
     vector: Annotated[
-        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+        str, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
     ],
     rank: Annotated[int, typer.Option(help="Largest rank of a module's factors.")],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
@@ -67,7 +68,7 @@ def export_lora_command(  # noqa: PLR0917 - typer passes every option by name
     """Make a LoRA adapter of a vector's linear weights, by truncated SVD, and say what it keeps."""
     from vllm_rvec.vector.lora.exporting import export_lora  # noqa: PLC0415 - torch, two seconds
 
-    located = locate_vector(vector)
+    located = find_vector(vector)
     with show_progress("exporting") as on_progress:
         made = export_lora(
             located, output, rank=rank, base=base, dtype=dtype, on_progress=on_progress

@@ -11,6 +11,7 @@ from vllm_rvec import __version__
 from vllm_rvec.cli.check import check_command
 from vllm_rvec.cli.combine import combine_command
 from vllm_rvec.cli.extract import extract_command
+from vllm_rvec.cli.fetch import fetch_command
 from vllm_rvec.cli.inspect import inspect_command
 from vllm_rvec.cli.lora import export_lora_command, import_lora_command
 from vllm_rvec.cli.merge import merge_command
@@ -23,6 +24,7 @@ from vllm_rvec.errors import (
     CheckpointError,
     ConfigError,
     EngineStartupError,
+    FetchError,
     IncompatibleVectorError,
     RvecError,
     VectorCorruptError,
@@ -38,13 +40,14 @@ EXIT_CODES: dict[type[RvecError], int] = {
     VectorCorruptError: 6,
     IncompatibleVectorError: 7,
     EngineStartupError: 8,
+    FetchError: 9,
 }
 """Exit status by kind of error. 0 is success or a stop that was asked for, 1 a bug of ours, 2 a
 wrong command line."""
 
 EXIT_HELP = """Exit status: 0 done or stopped as asked, 1 internal error, 2 wrong command line, \
 3 configuration, 4 checkpoint, 5 not a vector, 6 damaged vector, 7 vector and target don't match, \
-8 an engine did not start, 130 interrupted by Ctrl-C."""
+8 an engine did not start, 9 not fetched (network, access, room), 130 interrupted by Ctrl-C."""
 
 SHOWN_ENGINE_LINES = 12
 
@@ -79,6 +82,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "import-lora": import_lora_command,
     "export-lora": export_lora_command,
     "push": push_command,
+    "fetch": fetch_command,
 }
 for name, command in COMMANDS.items():
     app.command(name, epilog=EXIT_HELP)(command)

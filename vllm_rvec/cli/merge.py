@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rvec.checkpoint.fetch import locate_checkpoint, locate_vector
+from vllm_rvec.checkpoint.fetch import locate_checkpoint
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 
@@ -25,7 +26,7 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
     ],
     vector: Annotated[
         list[str],
-        typer.Option(help="A stored vector: folder or Hub id\\[@revision]. Once for each."),
+        typer.Option(help="A stored vector: folder, Hub id\\[@revision] or URL. Once for each."),
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     alpha: Annotated[
@@ -55,7 +56,7 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
     from vllm_rvec.vector.merge import merge  # noqa: PLC0415 - torch, two seconds
 
     located = locate_checkpoint(target)
-    vectors = [locate_vector(reference) for reference in vector]
+    vectors = [find_vector(reference) for reference in vector]
     with show_progress("merging") as on_progress:
         made = merge(
             located,

@@ -1,13 +1,16 @@
 """A progress bar on stderr, for what takes longer than two seconds; lines where it is a log."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["show_progress"]
+__all__ = ["show_progress", "show_when_slow"]
+
+SLOW_SECONDS = 1.0
 
 LINE_SECONDS = 30.0
 """How often a log gets a line."""
@@ -33,6 +36,24 @@ def show_progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def show_when_slow(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar once there has been something to report for a second."""
+    with ExitStack() as stack:
+        first = math.inf
+        update: Callable[[int, int], None] | None = None
+
+        def on_progress(done: int, total: int) -> None:
+            nonlocal first, update
+            first = min(first, time.monotonic())
+            if update is None and time.monotonic() - first > SLOW_SECONDS:
+                update = stack.enter_context(show_progress(what))
+            if update is not None:
+                update(done, total)
+
+        yield on_progress
 
 
 def _lines(what: str, console: Console) -> Callable[[int, int], None]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ __all__ = ["push_command"]
 
 
 def push_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder, Hub id\\[@revision] or URL.")],
     repo: Annotated[str, typer.Argument(help="owner/name on the Hub; made if there is none.")],
     *,
     private: Annotated[
@@ -35,7 +35,7 @@ def push_command(
     """
     from vllm_rvec.vector.hub import open_whole, upload  # noqa: PLC0415 - torch, two seconds
 
-    folder = locate_vector(vector).folder
+    folder = find_vector(vector).folder
     with show_progress("verifying") as on_progress:
         opened = open_whole(folder, on_progress)
     done = upload(opened, repo, private=private, revision=revision, message=message)

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.cli.derivation import (
     DtypeOption,
     EncodingOption,
@@ -13,6 +12,7 @@ from vllm_rvec.cli.derivation import (
     RankOption,
     show_derivation,
 )
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress
 
 __all__ = ["random_like_command"]
@@ -20,7 +20,7 @@ __all__ = ["random_like_command"]
 
 def random_like_command(  # noqa: PLR0917 - typer passes every option by name
     vector: Annotated[
-        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+        str, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
     ],
     seed: Annotated[int, typer.Option(metavar="S", help="Another seed, another random vector.")],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
@@ -38,7 +38,7 @@ def random_like_command(  # noqa: PLR0917 - typer passes every option by name
     """Make a random vector with the norms of a stored one, the control of a comparison."""
     from vllm_rvec.vector.derive.random_like import random_like  # noqa: PLC0415 - torch, two seconds
 
-    located = locate_vector(vector)
+    located = find_vector(vector)
     with show_progress("drawing") as on_progress:
         made = random_like(
             located,

@@ -3,13 +3,11 @@
 import asyncio
 import json
 import logging
-import math
 import shlex
 import signal
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +17,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rvec.cli.progress import show_progress
+from vllm_rvec.cli.locating import find_vector
+from vllm_rvec.cli.progress import show_when_slow
 from vllm_rvec.router import (
     Admin,
     AlphaChanged,
@@ -51,8 +50,6 @@ __all__ = ["serve_command"]
 
 logger = logging.getLogger(__name__)
 
-SLOW_SECONDS = 1.0
-
 
 def serve_command(  # noqa: PLR0917 - typer passes every option by name
     context: typer.Context,
@@ -60,7 +57,8 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         str | None, typer.Option(help="The target: a local folder or a Hub id.")
     ] = None,
     vector: Annotated[
-        str | None, typer.Option(help="The stored vector: a local folder or a Hub id\\[@revision].")
+        str | None,
+        typer.Option(help="The stored vector: a local folder, a Hub id\\[@revision] or a URL."),
     ] = None,
     alpha: Annotated[
         str | None,
@@ -130,9 +128,10 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         },
     )
     plan_engines(settings, _engine_arguments(context))  # what is wrong there costs nothing to say
-    with _show_when_slow("verifying the vector") as on_progress:
+    located = find_vector(settings.vector)
+    settings = settings.model_copy(update={"vector": str(located.folder)})
+    with show_when_slow("verifying the vector") as on_progress:
         found = check_files(settings, on_progress=on_progress)
-    settings = settings.model_copy(update={"vector": str(found.vector)})
     specs = plan_engines(settings, _engine_arguments(context))
     stderr = Console(stderr=True)
     _log_to(stderr)
@@ -142,24 +141,6 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         server = _Server(settings, specs, listener, EngineConsole(stderr, verbose=verbose))
         with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
             asyncio.run(server.run(as_json=as_json))
-
-
-@contextmanager
-def _show_when_slow(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar once there has been something to report for a second."""
-    with ExitStack() as stack:
-        first = math.inf
-        update: Callable[[int, int], None] | None = None
-
-        def on_progress(done: int, total: int) -> None:
-            nonlocal first, update
-            first = min(first, time.monotonic())
-            if update is None and time.monotonic() - first > SLOW_SECONDS:
-                update = stack.enter_context(show_progress(what))
-            if update is not None:
-                update(done, total)
-
-        yield on_progress
 
 
 def _log_findings(found: Preflight) -> None:

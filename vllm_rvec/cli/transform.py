@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.cli.derivation import (
     DtypeOption,
     EncodingOption,
@@ -13,6 +12,7 @@ from vllm_rvec.cli.derivation import (
     RankOption,
     show_derivation,
 )
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.errors import ConfigError
 
@@ -21,7 +21,7 @@ __all__ = ["transform_command"]
 
 def transform_command(  # noqa: PLR0917 - typer passes every option by name
     vector: Annotated[
-        str, typer.Argument(help="The stored vector: folder or Hub id\\[@revision].")
+        str, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
     include: Annotated[
@@ -74,7 +74,7 @@ def transform_command(  # noqa: PLR0917 - typer passes every option by name
     """
     from vllm_rvec.vector.derive.transform import transform  # noqa: PLC0415 - torch, two seconds
 
-    located, factor = locate_vector(vector), _factor(rescale)
+    located, factor = find_vector(vector), _factor(rescale)
     with show_progress("transforming") as on_progress:
         made = transform(
             located,

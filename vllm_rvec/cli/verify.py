@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
 from vllm_rvec.vector.reader import VectorReader
@@ -18,14 +18,14 @@ __all__ = ["verify_command"]
 
 
 def verify_command(
-    vector: Annotated[str, typer.Argument(help="The vector: folder or Hub id\\[@revision].")],
+    vector: Annotated[str, typer.Argument(help="The vector: folder, Hub id\\[@revision] or URL.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
     """Check every byte of a vector: digests, headers, values.
 
     Always reads everything; what it finds sound, `serve` does not read again.
     """
-    reader = VectorReader(locate_vector(vector).folder)
+    reader = VectorReader(find_vector(vector).folder)
     with show_progress("verifying") as on_progress:
         found = examine(reader, on_progress=on_progress)
     if as_json:

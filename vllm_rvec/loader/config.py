@@ -19,7 +19,7 @@ class LoaderConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     vector: str = Field(min_length=1)
-    """The stored vector: its folder or Hub id."""
+    """The stored vector: its folder, Hub id or URL."""
     alpha: float = 1.0
     """Scaling coefficient of the vector; 0 serves the target unchanged."""
     vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 
-from vllm_rvec.checkpoint.fetch import locate_vector
+from vllm_rvec.checkpoint.remote import shown
 from vllm_rvec.checkpoint.table import is_folder, read_table
 from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
 from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import BaseModelLoader
@@ -161,7 +162,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
         """Open the vector; check first what can be checked before any weight is read."""
-        vector = VectorReader(locate_vector(self.config.vector).folder)
+        vector = VectorReader(find_vector(self.config.vector).folder)
         hf_config = model_config.hf_config
         facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
         pairing = Pairing(vector.manifest, self.config.vocabulary)
@@ -181,7 +182,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
     def _judge(self, model_config: ModelConfig, *levels: Level | None) -> None:
         """Log what the check warns of, and raise or log what it refuses."""
         asked = tuple(level for level in levels if level is not None)
-        report = Report(self.config.vector, model_config.model, asked)
+        report = Report(shown(self.config.vector), model_config.model, asked)
         report.raise_if_refused(self.config.force)
         for line in report.lines(Verdict.WARN):
             logger.warning("Vector and target: %s", line)

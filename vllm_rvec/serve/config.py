@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from vllm_rvec.checkpoint.remote import is_url
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
 
@@ -119,7 +120,7 @@ class ServeConfig(BaseModel):
     """The target: a local folder or a Hugging Face Hub id."""
 
     vector: Annotated[str, Field(min_length=1)]
-    """The stored vector: its folder or Hub id."""
+    """The stored vector: its folder, Hub id or URL."""
 
     vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
     """What to do where vector and target have different numbers of embedding rows: refuse, add the
@@ -275,7 +276,10 @@ def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
     local = {
         name: str((folder / value).absolute())
         for name in ("model", "vector")
-        if isinstance(value := values.get(name), str) and value and (folder / value).exists()
+        if isinstance(value := values.get(name), str)
+        and value
+        and not is_url(value)  # too long for a file's name, perhaps, and no message may show it
+        and (folder / value).exists()
     }
     return {**values, **local}
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.checkpoint.table import is_folder, why_no_folder
 from vllm_rvec.errors import CheckpointNotFoundError
 from vllm_rvec.vector.compatibility import check_target
+from vllm_rvec.vector.fetching import locate_vector
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
 

@@ -43,6 +43,7 @@ __all__ = [
     "HASH_BYTES",
     "MANIFEST_NAME",
     "MAX_DIMENSIONS",
+    "MAX_MANIFEST_BYTES",
     "SKETCH_SAMPLES",
     "Donor",
     "Donors",
@@ -338,19 +339,38 @@ class Manifest(_Record):
                 path=folder,
             )
         try:
-            found = _parse(path)
-            manifest = _validated(found)
-        except ValidationError as exc:
-            raise _not_readable(path, _problems(exc)) from exc
+            data = _read(path)
         except PermissionError as exc:
             raise VectorFormatError(
                 f"{path} can't be read", why="Permission denied", fix=READABLE, path=path
             ) from exc
-        except (OSError, ValueError, RuntimeError) as exc:  # nested too deep; a loop of links
-            raise _not_readable(path, [str(exc)]) from exc
+        except (OSError, ValueError, RuntimeError) as exc:  # a loop of links
+            raise _not_readable(str(path), [str(exc)], path) from exc
+        return cls.parse(data, str(path), path)
+
+    @classmethod
+    def parse(cls, data: bytes, name: str, path: Path | None = None) -> Manifest:
+        """Take in a manifest's bytes.
+
+        Args:
+            data: At most 64 MiB.
+            name: What errors call it.
+            path: Its file, if it is one.
+
+        Raises:
+            VectorFormatError: It is none, or of a version that this reader does not know.
+            VectorCorruptError: It is not as it was written.
+        """
+        try:
+            found = _parse(data)
+            manifest = _validated(found)
+        except ValidationError as exc:
+            raise _not_readable(name, _problems(exc), path) from exc
+        except (ValueError, RuntimeError) as exc:  # nested too deep
+            raise _not_readable(name, [str(exc)], path) from exc
         if manifest.digest != _digest_of(found):
             raise VectorCorruptError(
-                f"{path} is not as it was written",
+                f"{name} is not as it was written",
                 why="it does not match its own digest: it was edited or damaged",
                 fix="copy or download the whole folder again",
                 path=path,
@@ -376,9 +396,9 @@ def is_own(path: Path, folder: Path) -> bool:
     return real.parent == repository / "blobs" or real.parent.parent == repository.parent / "blobs"
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, Any]:
     # Not bytes to json.loads: that takes UTF-16 and halves of surrogate pairs too.
-    text = _read(path).decode()
+    text = data.decode()
     if text.count("[") + text.count("{") > MAX_OBJECTS:
         raise ValueError(f"more than {MAX_OBJECTS} objects and lists")
     # Python's parser: pydantic's takes the last of two equal names without a word.
@@ -428,9 +448,9 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _not_readable(path: Path, problems: list[str]) -> VectorFormatError:
+def _not_readable(name: str, problems: list[str], path: Path | None) -> VectorFormatError:
     return VectorFormatError(
-        f"{path} is no manifest that this version reads",
+        f"{name} is no manifest that this version reads",
         problems=problems,
         why=f"this version reads format_version 1 to {FORMAT_VERSION}",
         fix="make the vector again, or use the version of vllm_rvec that wrote it",

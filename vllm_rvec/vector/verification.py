@@ -20,12 +20,12 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import blake3
 import numpy as np
 
+from vllm_rvec.checkpoint.cache import cache_folder
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector.layout import LORA_A, VALUES, part_names
 from vllm_rvec.vector.part_checks import PIECE_ALIGNMENT, PartFacts, part_suffix, tensor_problems
@@ -33,11 +33,12 @@ from vllm_rvec.vector.part_checks import PIECE_ALIGNMENT, PartFacts, part_suffix
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from io import FileIO
+    from pathlib import Path
 
     from vllm_rvec.checkpoint.table import TensorInfo
     from vllm_rvec.vector.reader import VectorReader
 
-__all__ = ["Problem", "Verification", "cache_folder", "examine", "verify"]
+__all__ = ["Problem", "Verification", "examine", "verify"]
 
 CHECKS_VERSION = 1
 """Raised when `examine` learns to see more: verdicts from before don't count then."""
@@ -141,19 +142,6 @@ def examine(
     if not problems and identity is not None:
         _write_stamp(vector.folder, identity)
     return Verification(vector.folder, sizes, problems)
-
-
-def cache_folder() -> Path | None:
-    """Return where this package keeps what can be made again: `$XDG_CACHE_HOME/vllm_rvec`.
-
-    None for a user without a home, as a container's random one.
-    """
-    if root := os.environ.get("XDG_CACHE_HOME"):
-        return Path(root) / "vllm_rvec"
-    try:
-        return Path.home() / ".cache" / "vllm_rvec"
-    except RuntimeError:
-        return None
 
 
 class _StoppedError(Exception):
