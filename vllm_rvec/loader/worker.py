@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
-from vllm_rvec.checkpoint.fetch import locate_vector
 from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import AlphaChangeFailedError, RvecError
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import foreign_connectors
 from vllm_rvec.loader.stamps import FileStamps
 from vllm_rvec.loader.vllm_api import get_model_loader, set_current_vllm_config
@@ -138,7 +138,7 @@ def _stored_folders(config: VllmConfig) -> list[Path]:
 
 def _vector_folders(config: VllmConfig) -> list[Path]:
     ours, _ = LoaderConfig.split(config.load_config.model_loader_extra_config)
-    return [locate_vector(ours.vector).folder]
+    return [find_vector(ours.vector).folder]
 
 
 def _target_folder(model_config: Any) -> Path | None:
