@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.recipe import RecipeVector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["LoaderConfig"]
 
@@ -18,10 +28,13 @@ class LoaderConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    vector: str = Field(min_length=1)
+    vector: str = Field(default="", min_length=1)
     """The stored vector: its folder, Hub id or URL."""
+    vectors: Annotated[tuple[RecipeVector, ...], Field(strict=False, min_length=1)] = ()
+    """In place of `vector`: several, added in this order, each with an alpha of its own."""
     alpha: float = 1.0
-    """Scaling coefficient of the vector; 0 serves the target unchanged."""
+    """Scaling coefficient of the vector, which multiplies those of `vectors`; 0 serves the target
+    unchanged."""
     vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
     """What to do where vector and target have different numbers of embedding rows: refuse, add the
     rows of both, or leave embedding and output head as they are."""
@@ -48,6 +61,11 @@ class LoaderConfig(BaseModel):
             raise ValueError(problem)
         return alpha
 
+    @property
+    def recipe(self) -> tuple[RecipeVector, ...]:
+        """What is added, in this order."""
+        return self.vectors or (RecipeVector(path=self.vector),)
+
     @classmethod
     def split(cls, extra: object) -> tuple[LoaderConfig, dict[str, Any]]:
         """Take our keys out of vLLM's extra configuration.
@@ -65,16 +83,19 @@ class LoaderConfig(BaseModel):
         if not isinstance(extra, dict):
             raise ConfigError("--model-loader-extra-config must be a JSON object", fix=_EXAMPLE)
         ours = {key: value for key, value in extra.items() if key not in VLLM_KEYS}
+        problems = list(_vector_problems(ours))
         try:
             config = cls.model_validate(ours)
         except ValidationError as exc:
+            problems += [_problem(error["loc"], error["msg"]) for error in exc.errors()]
+        if problems:
             known = ", ".join((*cls.model_fields, *VLLM_KEYS))
             raise ConfigError(
                 "--model-loader-extra-config is not right for --load-format rvec",
-                problems=[_problem(error["loc"], error["msg"]) for error in exc.errors()],
+                problems=problems,
                 why=f"the keys are: {known}",
                 fix=_EXAMPLE,
-            ) from exc
+            )
         vllm_keys = {key: value for key, value in extra.items() if key in VLLM_KEYS}
         if strange := [key for key in vllm_keys if key not in BASE_FORMATS[config.base_format]]:
             raise ConfigError(
@@ -88,6 +109,13 @@ class LoaderConfig(BaseModel):
 _EXAMPLE = """for example --model-loader-extra-config '{"vector": "DIR", "alpha": 0.5}'"""
 
 
+def _vector_problems(ours: dict[str, Any]) -> Iterator[str]:
+    if not ours.keys() & {"vector", "vectors"}:
+        yield "key 'vector' is missing"
+    if {"vector", "vectors"} <= ours.keys():
+        yield "keys 'vector' and 'vectors' are both there; give one of them"
+
+
 def _formats_with(key: str) -> list[str]:
     return [name for name, keys in BASE_FORMATS.items() if key in keys]
 
@@ -98,4 +126,4 @@ def _problem(location: tuple[int | str, ...], message: str) -> str:
         return f"unknown key {key!r}"
     if message == "Field required":
         return f"key {key!r} is missing"
-    return f"{key}: {message}"
+    return f"{key}: {message.removeprefix('Value error, ')}"

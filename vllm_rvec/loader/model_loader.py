@@ -28,17 +28,14 @@ from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import BaseModelLoader
+from vllm_rvec.vector.addend import Addend
 from vllm_rvec.vector.compatibility.check import addable_tensors
 from vllm_rvec.vector.compatibility.quantization import (
     declared_quantization,
     quantization_level,
 )
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
-from vllm_rvec.vector.compatibility.structure import (
-    Pairing,
-    architecture_findings,
-    structure_level,
-)
+from vllm_rvec.vector.compatibility.structure import architecture_findings, structure_level
 from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
 from vllm_rvec.vector.reader import VectorReader
 
@@ -49,6 +46,8 @@ if TYPE_CHECKING:
     import torch
 
     from vllm_rvec.loader.vllm_api import LoadConfig, ModelConfig, VllmConfig
+    from vllm_rvec.vector.compatibility.structure import Pairing
+    from vllm_rvec.vector.recipe import RecipeVector
 
 __all__ = ["RvecModelLoader"]
 
@@ -123,12 +122,13 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
                     f"the model class {type(model).__name__} left tensors unread, so it is not "
                     "known whether the vector covers them"
                 )
-                self._judge(model_config, Level("structure", "not read to its end", (unread,)))
+                level = Level("structure", "not read to its end", (unread,))
+                self._judge(self.config.recipe[0], model_config, level)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: torch.nn.Module
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Stream the target's tensors, each fused with its part of the vector.
+        """Stream the target's tensors, each fused with its parts of the vectors.
 
         Raises:
             RvecError: The vector can't be read or does not belong to this target.
@@ -151,38 +151,42 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             yield from self.stream.fuse(weights)
             seconds = time.perf_counter() - started
             tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
-            tensors = self.stream.findings(is_tied=tied)
-            self._judge(
-                model_config,
-                self.stream.quantization(_declared(model_config)),
-                structure_level((), tensors),
-                self.stream.lineage(),
-            )
+            judged = self.stream.levels(is_tied=tied, quantization=_declared(model_config))
+            for vector, levels in zip(self.config.recipe, judged, strict=True):
+                self._judge(vector, model_config, *levels)
             self._log_summary(model_config, self.stream, seconds)
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
-        """Open the vector; check first what can be checked before any weight is read."""
-        vector = VectorReader(find_vector(self.config.vector).folder)
-        hf_config = model_config.hf_config
-        facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
-        pairing = Pairing(vector.manifest, self.config.vocabulary)
-        self._judge(
-            model_config,
-            _quantization(pairing, model_config),
-            structure_level(architecture_findings(vector.manifest, facts), ()),
-            tokenizer_level(vector.manifest.tokenizer, _tokenizer_file(model_config)),
-        )
         return FusedStream(
-            vector=vector,
-            pairing=pairing,
+            addends=[self._open_addend(vector, model_config) for vector in self.config.recipe],
             alpha=self.config.alpha,
             dtype=model_config.dtype,
         )
 
-    def _judge(self, model_config: ModelConfig, *levels: Level | None) -> None:
+    def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
+        """Open a vector; check first what can be checked before any weight is read."""
+        reader = VectorReader(find_vector(vector.path).folder)
+        hf_config = model_config.hf_config
+        facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
+        whole = not self.config.vectors
+        addend = Addend.of(
+            reader, self.config.alpha, self.config.vocabulary, None if whole else vector
+        )
+        self._judge(
+            vector,
+            model_config,
+            _quantization(addend.pairing, model_config),
+            structure_level(architecture_findings(reader.manifest, facts), ()),
+            tokenizer_level(reader.manifest.tokenizer, _tokenizer_file(model_config)),
+        )
+        return addend
+
+    def _judge(
+        self, vector: RecipeVector, model_config: ModelConfig, *levels: Level | None
+    ) -> None:
         """Log what the check warns of, and raise or log what it refuses."""
         asked = tuple(level for level in levels if level is not None)
-        report = Report(shown(self.config.vector), model_config.model, asked)
+        report = Report(shown(vector.path), model_config.model, asked)
         report.raise_if_refused(self.config.force)
         for line in report.lines(Verdict.WARN):
             logger.warning("Vector and target: %s", line)
@@ -197,7 +201,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
         logger.info(
             "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s",
             model_config.model,
-            stream.vector.folder,
+            " and ".join(str(addend.reader.folder) for addend in stream.addends),
             stream.alpha,
             ledger.copies,
             ledger.elements,

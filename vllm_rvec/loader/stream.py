@@ -15,16 +15,14 @@ from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
 from vllm_rvec.vector.compatibility.quantization import quantization_level
-from vllm_rvec.vector.compatibility.structure import tensor_findings
-from vllm_rvec.vector.fitting import fitted_part
+from vllm_rvec.vector.compatibility.structure import structure_level, tensor_findings
 from vllm_rvec.vector.stored import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from vllm_rvec.vector.compatibility.report import Finding, Level
-    from vllm_rvec.vector.compatibility.structure import Pairing
-    from vllm_rvec.vector.reader import VectorReader
+    from vllm_rvec.vector.addend import Addend
+    from vllm_rvec.vector.compatibility.report import Level
 
 __all__ = ["FusedStream"]
 
@@ -38,12 +36,10 @@ model."""
 class FusedStream:
     """One pass over a target's tensors, and what was seen on the way."""
 
-    vector: VectorReader
-    """The stored vector."""
-    pairing: Pairing
-    """Which of its tensors goes with which of the target's."""
+    addends: Sequence[Addend]
+    """What is added, in this order."""
     alpha: float
-    """The scaling coefficient; 0 hands every tensor through as it is."""
+    """What the alphas of all addends were multiplied with; at 0 every tensor stays as it is."""
     dtype: torch.dtype
     """The model's dtype."""
     ledger: FuseLedger = field(default_factory=FuseLedger)
@@ -54,25 +50,25 @@ class FusedStream:
     """Those of a dtype that nothing can be added to."""
     is_complete: bool = False
     """Whether the stream was read to its end."""
-    _samples: dict[str, torch.Tensor] = field(default_factory=dict)
-    _probe: LineageProbe = field(init=False)
+    _samples: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    _probes: list[LineageProbe] = field(init=False)
     _team: Team = field(default_factory=Team)
 
     def __post_init__(self) -> None:
-        self._probe = LineageProbe(self.vector.manifest, MOST_SAMPLED)
+        self._probes = [LineageProbe(a.reader.manifest, MOST_SAMPLED) for a in self.addends]
 
     def fuse(
         self, weights: Iterable[tuple[str, torch.Tensor]]
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Hand on a checkpoint's tensors, each as the sum with its part of the vector.
+        """Hand on a checkpoint's tensors, each as the sum with its parts of the vectors.
 
-        What does not fit goes through as it is; `findings` tells of it at the end.
+        What does not fit goes through as it is; `levels` tell of it at the end.
 
         Args:
             weights: (checkpoint name, tensor on any device), every tensor once.
 
         Yields:
-            The same names; theta itself where alpha or the vector's tensor is zero.
+            The same names; theta itself where nothing is added.
         """
         for name, theta in weights:
             self.shapes[name] = tuple(theta.shape)
@@ -82,38 +78,49 @@ class FusedStream:
             self._sample(name, theta)  # by now its pages are in memory
         self.is_complete = True
 
-    def findings(self, *, is_tied: object = None) -> list[Finding]:
-        """Compare the vector with the tensors that streamed by, as `tensor_findings`."""
-        return tensor_findings(self.pairing, self.shapes, is_tied=is_tied)
+    def levels(self, *, is_tied: object = None, quantization: str = "") -> Iterator[list[Level]]:
+        """Judge each addend by the tensors that streamed by: quantization, structure, lineage.
 
-    def quantization(self, method: str) -> Level | None:
-        """Judge a target by the dtypes that streamed by, as `quantization_level`."""
+        Args:
+            is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
+            quantization: What the target's configuration calls its own; empty for none.
+        """
         is_float = {name: name not in self.quantized for name in self.shapes}
-        return quantization_level(self.pairing, method, is_float)
+        for number, addend in enumerate(self.addends):
+            quantized = quantization_level(addend.pairing, quantization, is_float)
+            findings = tensor_findings(addend.pairing, self.shapes, is_tied=is_tied)
+            yield [
+                *([] if quantized is None else [quantized]),
+                structure_level((), findings),
+                self._lineage(number),
+            ]
 
-    def lineage(self) -> Level:
-        """Compare the vector's sketch with the weights that streamed by."""
-        for name, sample in self._samples.items():
-            self._probe.add(name, sample.float().cpu().numpy())
-        return self._probe.level()
+    def _lineage(self, number: int) -> Level:
+        """Compare a vector's sketch with the weights that streamed by."""
+        probe = self._probes[number]
+        for (sampled_for, name), sample in self._samples.items():
+            if sampled_for == number:
+                probe.add(name, sample.float().cpu().numpy())
+        return probe.level()
 
     def _sample(self, name: str, theta: torch.Tensor) -> None:
-        positions = self._probe.positions(name, self.shapes[name])
-        if positions is not None and theta.dtype in FLOAT_DTYPES:
-            # What is made of it waits for the end of the load.
-            here = torch.from_numpy(positions).to(theta.device)
-            self._samples[name] = torch.take(theta, here)
+        if theta.dtype not in FLOAT_DTYPES:
+            return
+        for number, probe in enumerate(self._probes):
+            if (positions := probe.positions(name, self.shapes[name])) is not None:
+                # What is made of it waits for the end of the load.
+                here = torch.from_numpy(positions).to(theta.device)
+                self._samples[number, name] = torch.take(theta, here)
 
     def _sum(self, name: str, theta: torch.Tensor) -> torch.Tensor:
         if self.alpha == 0 or theta.dtype not in FLOAT_DTYPES:
             return theta
-        v = fitted_part(self.vector, self.pairing, name, self.shapes[name], self.alpha)
-        if v is None:
+        found = [addend.term(name, self.shapes[name]) for addend in self.addends]
+        terms = tuple(term for term in found if term is not None)
+        if not terms:
             return theta
         # Some of vLLM's loaders stream into a device's memory; the sum is the CPU's.
         theta = theta.cpu().contiguous()
         dtype = torch.promote_types(theta.dtype, self.dtype)
-        fusion = Fusion(
-            ((v, self.alpha),), int(theta.storage_offset()), dtype, self.ledger, self._team
-        )
-        return FusedTensor(theta, fusion)
+        origin = int(theta.storage_offset())
+        return FusedTensor(theta, Fusion(terms, origin, dtype, self.ledger, self._team))

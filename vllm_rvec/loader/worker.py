@@ -138,7 +138,7 @@ def _stored_folders(config: VllmConfig) -> list[Path]:
 
 def _vector_folders(config: VllmConfig) -> list[Path]:
     ours, _ = LoaderConfig.split(config.load_config.model_loader_extra_config)
-    return [find_vector(ours.vector).folder]
+    return [find_vector(vector.path).folder for vector in ours.recipe]
 
 
 def _target_folder(model_config: Any) -> Path | None:

@@ -18,13 +18,13 @@ from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.output import new_folder, write_durably
 from vllm_rvec.checkpoint.table import read_table
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector.addend import Addend
 from vllm_rvec.vector.alpha import alpha_problem
 from vllm_rvec.vector.compatibility.check import check_target
 from vllm_rvec.vector.compatibility.report import Verdict
-from vllm_rvec.vector.compatibility.structure import Pairing
 from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.merged_card import Ingredient, merged_card
-from vllm_rvec.vector.merged_shards import Addend, ShardMerger
+from vllm_rvec.vector.merged_shards import ShardMerger
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
 from vllm_rvec.vector.writer import TOOL, file_digest, now
@@ -142,7 +142,7 @@ class _Vector:
     alpha: float
 
     def addend(self, vocabulary: str) -> Addend:
-        return Addend(self.reader, Pairing(self.reader.manifest, vocabulary), self.alpha)
+        return Addend.of(self.reader, self.alpha, vocabulary)
 
     def ingredient(self) -> Ingredient:
         digest = file_digest(self.reader.folder / MANIFEST_NAME)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.checkpoint.dtypes import TORCH_DTYPES
-from vllm_rvec.vector.fitting import fitted_part
 from vllm_rvec.vector.summing import PIECE_BYTES, Piece, SumWriter
 
 if TYPE_CHECKING:
@@ -26,23 +25,13 @@ if TYPE_CHECKING:
     import torch
 
     from vllm_rvec.checkpoint.table import TensorInfo, TensorTable
-    from vllm_rvec.vector.compatibility.structure import Pairing
-    from vllm_rvec.vector.reader import VectorReader
+    from vllm_rvec.vector.addend import Addend
     from vllm_rvec.vector.stored import Term
 
-__all__ = ["Addend", "ShardMerger"]
+__all__ = ["ShardMerger"]
 
 RELEASE_BYTES = 8 << 20
 """How much of a tensor is written before the pages of what was added are given back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Addend:
-    """A vector, how it goes with the target, and its coefficient."""
-
-    reader: VectorReader
-    pairing: Pairing
-    alpha: float
 
 
 @dataclass(slots=True)
@@ -107,12 +96,9 @@ class ShardMerger:
         if dtype not in FLOAT_DTYPES or info.size_bytes == 0:
             return stretch
         for addend in self.addends:
-            if addend.alpha == 0:
-                continue
-            tensor = fitted_part(addend.reader, addend.pairing, name, info.shape, addend.alpha)
-            if tensor is not None:
+            if (term := addend.term(name, info.shape)) is not None:
                 part = addend.pairing.part_for(name) or name
-                stretch.terms.append((tensor, addend.alpha))
+                stretch.terms.append(term)
                 stretch.releases.append(partial(addend.reader.release, part))
         if stretch.terms:
             stretch.dtype = dtype

@@ -28,7 +28,7 @@ from vllm_rvec.vector.names import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from vllm_rvec.vector.manifest import Manifest
 
@@ -54,18 +54,26 @@ class Pairing:
     Args:
         manifest: The vector's manifest.
         vocabulary: One of `VOCABULARY_POLICIES`.
+        only: Those of the vector's tensors that are added at all; all where None.
 
     Raises:
         ConfigError: There is no such policy.
     """
 
-    def __init__(self, manifest: Manifest, vocabulary: str = "strict") -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        vocabulary: str = "strict",
+        *,
+        only: Collection[str] | None = None,
+    ) -> None:
         if vocabulary not in VOCABULARY_POLICIES:
             raise ConfigError(
                 f"vocabulary policy {vocabulary!r}: choose one of {', '.join(VOCABULARY_POLICIES)}"
             )
         self.manifest = manifest
         self.vocabulary = vocabulary
+        self._only = only
         self._plain = by_plain_name(manifest.tensors)
 
     def part_for(self, name: str) -> str | None:
@@ -88,8 +96,17 @@ class Pairing:
         return None
 
     def is_skipped(self, name: str) -> bool:
-        """Tell whether a target's tensor stays as it is because of the policy."""
-        return self.vocabulary == "skip-embeddings" and is_vocabulary(name)
+        """Tell whether a target's tensor stays as it is because of policy or recipe."""
+        if self.vocabulary == "skip-embeddings" and is_vocabulary(name):
+            return True
+        if self._only is None or (part := self.part_for(name)) is None:
+            return False
+        return part not in self._only
+
+    def reason_to_skip(self, name: str) -> str:
+        """Say whether policy or recipe leave a target's tensor as it is."""
+        by_policy = self.vocabulary == "skip-embeddings" and is_vocabulary(name)
+        return self.vocabulary if by_policy else "the recipe leaves it out"
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Tell whether the vector's part for a target's tensor can be added to that shape."""
@@ -225,7 +242,7 @@ def _rows_left(pairing: Pairing, shapes: Mapping[str, tuple[int, ...]]) -> Itera
         if part is None or not is_vocabulary(name):
             continue
         if pairing.is_skipped(name):
-            yield f"{name}: nothing is added to it ({pairing.vocabulary})"
+            yield f"{name}: nothing is added to it ({pairing.reason_to_skip(name)})"
         elif pairing.fits(name, tuple(shape)):
             rows = pairing.manifest.tensors[part].shape[0] if shape else 0
             if shape and rows < shape[0]:
