@@ -128,14 +128,15 @@ def test_another_vector_than_the_pinned_one_is_refused(web: Web, mine: Path, cac
     assert not (cache.root / "vectors").exists()
 
 
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
 def test_offline_the_cache_is_taken(
-    web: Web, vector: Path, monkeypatch: pytest.MonkeyPatch
+    web: Web, vector: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """By the URL as it was fetched, with the same variable as for the Hub."""
+    """By the URL as it was fetched, with the same variables as for the Hub."""
     url = web.add_folder("/v", vector)
     first = locate_vector(url)
     asked = len(web.requests)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv(variable, "1")
     assert locate_vector(f"{url}/vector.json") == first
     assert len(web.requests) == asked
 
