@@ -97,7 +97,7 @@ def test_the_demo_configuration_is_valid() -> None:
     """And its files are there, found from any folder."""
     config = load_config(ROOT / "examples" / "demo" / "serve.yaml", {})
     assert Path(config.model, "config.json").is_file()
-    assert Path(config.vector, "vector.json").is_file()
+    assert Path(config.recipe[0].path, "vector.json").is_file()
     assert list(config.variants) == ["base", "enhanced@1"]
 
 

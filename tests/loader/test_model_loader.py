@@ -380,3 +380,91 @@ def test_codes_that_no_configuration_tells_of_are_not_served_by_force(
         IncompatibleVectorError, tmp_path / "codes", engine_log, vector=str(vector), force=True
     )
     assert "changes 14 quantized tensors" in error.what
+
+
+def recipe_reference(
+    target: Path, folder: Path, terms: list[tuple[Path, dict[str, float]]]
+) -> Path:
+    """Merge a recipe to disk by the formula, written out: alphas by name, in the order given."""
+    merged = {}
+    for name, theta in tensors(target).items():
+        total, changed = theta.float(), False
+        for vector, alphas in terms:
+            if alphas.get(name, 0):
+                v = tensors(vector)[name].float()
+                total, changed = total + torch.tensor(alphas[name]) * v, True
+        merged[name] = total.bfloat16() if changed else theta
+    return with_tensors(target, folder, merged)
+
+
+def test_a_recipe_is_fused_as_it_is_merged(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Two vectors, each with layers, kinds and a gradient of its own; one alpha over both."""
+    other = extract(family.base, family.tuned, tmp_path / "other", encoding="auto").output
+    dense = made_dense(other, tmp_path / "dense")
+    recipe = [
+        {"path": str(vector), "alpha": {"attention": 0.5, "mlp": [0.2, 1], "default": 0}},
+        {"path": str(other), "alpha": -0.7, "layers": "1", "exclude": ["*.bias"]},
+    ]
+    names = tensors(family.target)
+    first = {
+        name: 0.3 * (0.5 if "self_attn" in name else (0.2, 1.0)["layers.1." in name])
+        for name in names
+        if "self_attn" in name or ".mlp." in name
+    }
+    second = {n: 0.3 * -0.7 for n in names if "layers.1." in n and not n.endswith(".bias")}
+    merged = recipe_reference(
+        family.target, tmp_path / "merged", [(vector, first), (dense, second)]
+    )
+    fused = load(family.target, "rvec", vectors=recipe, alpha=0.3)
+    assert_same(fused, load(merged))
+    assert fused.loader.stream.ledger.copies == len(first.keys() | second.keys())
+    assert_same(load(family.target, "rvec", vectors=recipe, alpha=0), load(family.target))
+
+
+def test_the_order_of_vectors_is_the_order_of_adding(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """Sums of floats depend on it; with three terms in float32 even so small models show it."""
+    paths = [str(vector)] * 2
+    both = [{"path": paths[0], "alpha": 1e6}, {"path": paths[1], "alpha": -1e6 + 1}]
+    there = load(family.target, "rvec", dtype="float32", vectors=both)
+    back = load(family.target, "rvec", dtype="float32", vectors=both[::-1])
+    name = "model.layers.0.mlp.down_proj.weight"
+    assert not torch.equal(there.parameters[name], back.parameters[name])
+
+
+def test_a_part_that_the_recipe_leaves_out_may_not_fit(
+    family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """An embedding of another size is no obstacle where nothing is added to it."""
+    target = resized(family.target, tmp_path / "target", 576)
+    fused = load(target, "rvec", vectors=[{"path": str(vector), "exclude": ["*embed*"]}])
+    embedding = "model.embed_tokens.weight"
+    assert torch.equal(fused.parameters[embedding], tensors(target)[embedding])
+    assert "model.embed_tokens.weight: nothing is added to it (the recipe leaves it out)" in (
+        engine_log.text
+    )
+
+
+def test_every_vector_of_a_recipe_is_checked(
+    family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """The second one has a layer too few."""
+    donors = [
+        make_checkpoint(tmp_path / n, seed=0, noise=x, layers=1)
+        for n, x in (("t", 0.1), ("b", 0.0))
+    ]
+    short = extract(donors[0], donors[1], tmp_path / "short").output
+    recipe = [{"path": str(vector)}, {"path": str(short)}]
+    error = expect(IncompatibleVectorError, family.target, engine_log, vectors=recipe)
+    assert str(tmp_path / "short") in str(error)
+    assert any("the vector does not cover it" in problem for problem in error.problems)
+
+
+def test_a_product_of_alphas_beyond_float32_is_refused(
+    family: Family, vector: Path, engine_log: pytest.LogCaptureFixture
+) -> None:
+    """Each may be a number of float32 where their product is none."""
+    recipe = [{"path": str(vector), "alpha": 1e30}]
+    error = expect(ConfigError, family.target, engine_log, vectors=recipe, alpha=1e20)
+    assert "beyond the range of float32" in error.problems[0]

@@ -35,10 +35,9 @@ def config(model: Path | str, vector: Path, **settings: object) -> ServeConfig:
 def test_a_target_of_the_family_is_reported_on(family: Family, vector: Path) -> None:
     """The report comes back, with its warnings, and the vector's folder for the engines."""
     found = check_files(config(family.target, vector))
-    assert found.vector == vector
-    assert found.report is not None
-    assert found.report.verdict is Verdict.WARN  # the family has no tokenizer
-    assert len(list(found.report.lines(Verdict.WARN))) == 1
+    (report,) = found.reports
+    assert report.verdict is Verdict.WARN  # the family has no tokenizer
+    assert len(list(report.lines(Verdict.WARN))) == 1
 
 
 def test_the_vector_is_verified_once(family: Family, vector: Path, tmp_path: Path) -> None:
@@ -63,8 +62,8 @@ def test_a_stranger_is_refused_unless_forced(vector: Path, tmp_path: Path) -> No
     with pytest.raises(IncompatibleVectorError, match="lineage: relative distance"):
         check_files(config(stranger, vector))
     forced = check_files(config(stranger, vector, force=True))
-    assert forced.report is not None
-    assert forced.report.verdict is Verdict.REFUSE
+    (report,) = forced.reports
+    assert report.verdict is Verdict.REFUSE
 
 
 def test_the_policy_is_the_configurations(family: Family, vector: Path, tmp_path: Path) -> None:
@@ -72,12 +71,12 @@ def test_the_policy_is_the_configurations(family: Family, vector: Path, tmp_path
     target = resized(family.target, tmp_path / "t", 576)
     with pytest.raises(IncompatibleVectorError, match="1 tensors don't match"):
         check_files(config(target, vector))
-    assert check_files(config(target, vector, vocabulary="common")).report is not None
+    assert check_files(config(target, vector, vocabulary="common")).reports
 
 
 def test_a_target_on_the_hub_is_left_to_vllm(vector: Path) -> None:
     """It is not fetched to be checked: the loader does that."""
-    assert check_files(config("owner/name", vector)).report is None
+    assert check_files(config("owner/name", vector)).reports == ()
 
 
 @pytest.mark.parametrize("model", ["/nowhere", "./nowhere", "a/b/c", "nowhere"])

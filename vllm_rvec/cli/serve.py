@@ -128,8 +128,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         },
     )
     plan_engines(settings, _engine_arguments(context))  # what is wrong there costs nothing to say
-    located = find_vector(settings.vector)
-    settings = settings.model_copy(update={"vector": str(located.folder)})
+    settings = settings.found_in([find_vector(vector.path).folder for vector in settings.recipe])
     with show_when_slow("verifying the vector") as on_progress:
         found = check_files(settings, on_progress=on_progress)
     specs = plan_engines(settings, _engine_arguments(context))
@@ -144,12 +143,11 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
 
 
 def _log_findings(found: Preflight) -> None:
-    if found.report is None:
-        return
-    for line in found.report.lines(Verdict.WARN):
-        logger.warning("vector and target: %s", line)
-    for line in found.report.lines(Verdict.REFUSE):
-        logger.warning("vector and target, refused but forced: %s", line)
+    for report in found.reports:
+        for line in report.lines(Verdict.WARN):
+            logger.warning("vector and target: %s", line)
+        for line in report.lines(Verdict.REFUSE):
+            logger.warning("vector and target, refused but forced: %s", line)
 
 
 def _engine_arguments(context: typer.Context) -> list[str]:
@@ -255,7 +253,8 @@ class _Server:
         )
 
     def _describe(self, name: str, alpha: float) -> None:
-        self._variants.describe(name, VariantFacts(alpha, self._settings.vector))
+        paths = " + ".join(vector.path for vector in self._settings.recipe)
+        self._variants.describe(name, VariantFacts(alpha, paths))
 
     def _print_summary(self, *, as_json: bool) -> None:
         address, names = self._address(), list(self._variants.names())

@@ -6,7 +6,7 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import yaml
@@ -25,6 +25,7 @@ from pydantic import (
 from vllm_rvec.checkpoint.remote import is_url
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.recipe import RecipeVector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,8 +120,12 @@ class ServeConfig(BaseModel):
     model: Annotated[str, Field(min_length=1)]
     """The target: a local folder or a Hugging Face Hub id."""
 
-    vector: Annotated[str, Field(min_length=1)]
+    vector: Annotated[str, Field(min_length=1)] | None = None
     """The stored vector: its folder, Hub id or URL."""
+
+    vectors: Annotated[tuple[RecipeVector, ...], Field(min_length=1)] | None = None
+    """In place of `vector`: several, added in this order, each where and as much as it says. A
+    variant's alpha multiplies all of theirs."""
 
     vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
     """What to do where vector and target have different numbers of embedding rows: refuse, add the
@@ -167,6 +172,25 @@ class ServeConfig(BaseModel):
             msg = "`admin_key` is the same as `api_key`: every client could change variants"
             raise ValueError(msg)
         return self
+
+    @property
+    def recipe(self) -> tuple[RecipeVector, ...]:
+        """What is added, in this order."""
+        return self.vectors or (RecipeVector(path=self.vector or ""),)
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether `vectors` says where the vectors are added; else all of one is."""
+        return self.vectors is not None
+
+    def found_in(self, folders: Sequence[Path]) -> ServeConfig:
+        """The same configuration with every vector's own folder, in the order of `recipe`."""
+        found = [str(folder) for folder in folders]
+        if self.vectors is None:
+            return self.model_copy(update={"vector": found[0]})
+        moved = zip(self.vectors, found, strict=True)
+        vectors = tuple(vector.model_copy(update={"path": path}) for vector, path in moved)
+        return self.model_copy(update={"vectors": vectors})
 
 
 def variant_name(alpha: float) -> str:
@@ -249,8 +273,8 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConf
     """Read the YAML file, lay the command line's values over it, and check the whole once.
 
     Args:
-        path: The YAML file, or None for the command line alone. A relative `model` or `vector` in
-            it that exists beside it is taken from there.
+        path: The YAML file, or None for the command line alone. A relative `model`, `vector` or
+            path under `vectors` that exists beside it is taken from there.
         overrides: Values by the names that YAML uses; None means not given.
 
     Returns:
@@ -261,27 +285,52 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConf
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     values = {} if path is None else _resolved(_read_yaml(path), path.parent)
+    if "vector" in given:
+        values.pop("vectors", None)
+    merged = {**values, **given}
+    problems: list[str] = []
     try:
-        return ServeConfig.model_validate({**values, **given})
+        config = ServeConfig.model_validate(merged)
     except ValidationError as exc:
+        problems = [_plain(error, given) for error in exc.errors(include_url=False)]
+    if problems := [*problems, *_vector_problems(merged)]:
         raise ConfigError(
             f"the configuration {path} can't be used" if path else "the options can't be used",
-            problems=[_plain(error, given) for error in exc.errors(include_url=False)],
+            problems=problems,
             path=path,
-        ) from exc
+        )
+    return config
+
+
+def _vector_problems(values: Mapping[str, object]) -> Iterator[str]:
+    there = [name for name in ("vector", "vectors") if values.get(name) is not None]
+    if not there:
+        yield "`vector` is missing"
+    elif len(there) > 1:
+        yield "`vector` and `vectors` are both there; give one of them"
 
 
 def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
     """Take relative paths from the file's folder, where they exist; else they are Hub ids."""
-    local = {
-        name: str((folder / value).absolute())
-        for name in ("model", "vector")
-        if isinstance(value := values.get(name), str)
-        and value
-        and not is_url(value)  # too long for a file's name, perhaps, and no message may show it
-        and (folder / value).exists()
-    }
-    return {**values, **local}
+    found = dict(values)
+    for name in ("model", "vector"):
+        if name in values:
+            found[name] = _beside(values[name], folder)
+    if isinstance(vectors := values.get("vectors"), list):
+        found["vectors"] = [
+            vector | {"path": _beside(vector.get("path"), folder)}
+            if isinstance(vector, dict)
+            else vector
+            for vector in vectors
+        ]
+    return found
+
+
+def _beside(value: object, folder: Path) -> object:
+    # A URL may be too long for a file's name, and no message may show it.
+    if not isinstance(value, str) or not value or is_url(value) or not (folder / value).exists():
+        return value
+    return str((folder / value).absolute())
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -355,7 +404,8 @@ def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:
 
 
 def _suggestion(steps: list[str]) -> str:
-    model = ServeConfig if len(steps) == 1 else VariantConfig
+    kinds: dict[str, type[BaseModel]] = {"variants": VariantConfig, "vectors": RecipeVector}
+    model: type[BaseModel] = ServeConfig if len(steps) == 1 else kinds.get(steps[0], VariantConfig)
     known = [field.alias or name for name, field in model.model_fields.items()]
     close = difflib.get_close_matches(steps[-1], known, n=1)
     return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(known)}"

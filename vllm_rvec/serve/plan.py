@@ -50,7 +50,7 @@ PLUGIN_GROUPS = (
 """Those that load where no list is set."""
 
 LOADER_OPTIONS = "model-loader-extra-config"
-OWNED_OPTIONS = frozenset({"vector", "alpha", "vocabulary", "force"})
+OWNED_OPTIONS = frozenset({"vector", "vectors", "alpha", "vocabulary", "force"})
 """The loader's keys that `serve` sets, so that what was checked is what is loaded."""
 
 _BESIDE_ENGINE = "engines answer on the loopback only; {} belongs to `vllm-rvec serve` itself"
@@ -71,16 +71,16 @@ OWNED_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A named (target, vector, alpha) that answers.
+    """A named (target, vectors, alpha) that answers.
 
     Attributes:
         name: What requests put in `model`.
-        vector: The stored vector, as the loader takes it.
-        alpha: Its scaling coefficient.
+        vectors: Where the stored vectors are, in the order of adding.
+        alpha: Their scaling coefficient.
     """
 
     name: str
-    vector: str
+    vectors: tuple[str, ...]
     alpha: float
 
 
@@ -150,8 +150,9 @@ def plan_engines(
     if config.admin_key is not None:
         env[PLUGINS_VARIABLE] = _plugins(env.get(PLUGINS_VARIABLE))
     flags = [*_default_flags(config, flags, env), *flags]
+    paths = tuple(vector.path for vector in config.recipe)
     return tuple(
-        _engine(config, Variant(name, config.vector, variant.alpha), options, flags, env)
+        _engine(config, Variant(name, paths, variant.alpha), options, flags, env)
         for name, variant in config.variants.items()
     )
 
@@ -172,7 +173,7 @@ def _engine(
     env: Mapping[str, str],
 ) -> EngineSpec:
     loader_options = {
-        "vector": variant.vector,
+        **_loaded_vectors(config),
         "alpha": variant.alpha,
         "vocabulary": config.vocabulary,
         "force": config.force,
@@ -188,6 +189,12 @@ def _engine(
     )
     key = secrets.token_urlsafe(32)
     return EngineSpec(variant.name, (variant,), argv, {**env, ENGINE_KEY_VARIABLE: key})
+
+
+def _loaded_vectors(config: ServeConfig) -> dict[str, object]:
+    if config.vectors is None:
+        return {"vector": config.vector}
+    return {"vectors": [v.model_dump(exclude_defaults=True) for v in config.vectors]}
 
 
 def _default_flags(

@@ -19,7 +19,7 @@ from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from vllm_rvec.serve.config import ServeConfig
     from vllm_rvec.vector.compatibility import Report
@@ -31,10 +31,8 @@ __all__ = ["Preflight", "check_files"]
 class Preflight:
     """What was found before any engine is started."""
 
-    vector: Path
-    """The vector's folder on this machine, for the engines."""
-    report: Report | None
-    """Whether the vector belongs to the target; None for a target on the Hub, which vLLM fetches
+    reports: tuple[Report, ...]
+    """Whether each vector belongs to the target; empty for a target on the Hub, which vLLM fetches
     and the loader checks."""
 
 
@@ -44,7 +42,7 @@ def check_files(
     """Make sure that target and vector can be read, are sound, and belong together.
 
     Args:
-        config: Names target and vector; with `force` a report that refuses is no error.
+        config: Names target and vectors; with `force` a report that refuses is no error.
         on_progress: Called with the bytes verified and the bytes in all, unless an earlier
             verification is remembered.
 
@@ -54,15 +52,23 @@ def check_files(
         VectorCorruptError: The vector's shards are damaged, or hold NaN or infinity.
         IncompatibleVectorError: The vector does not belong to the target; all mismatches at once.
     """
-    vector = VectorReader(locate_vector(config.vector).folder)
+    vectors = [VectorReader(locate_vector(vector.path).folder) for vector in config.recipe]
     target = _local_target(config.model)
-    # The cheap answer before the pass over all bytes.
-    report = None
-    if target is not None:
-        report = check_target(vector, target, vocabulary=config.vocabulary)
+    # The cheap answers before the pass over all bytes.
+    reports = () if target is None else tuple(_reports(config, vectors, target))
+    for report in reports:
         report.raise_if_refused(config.force)
-    verify(vector, on_progress=on_progress)
-    return Preflight(vector.folder, report)
+    for vector in vectors:
+        verify(vector, on_progress=on_progress)
+    return Preflight(reports)
+
+
+def _reports(
+    config: ServeConfig, vectors: Sequence[VectorReader], target: Path
+) -> Iterator[Report]:
+    for vector, said in zip(vectors, config.recipe, strict=True):
+        recipe = said if config.is_recipe else None
+        yield check_target(vector, target, vocabulary=config.vocabulary, recipe=recipe)
 
 
 def _local_target(model: str) -> Path | None:

@@ -23,6 +23,7 @@ from vllm_rvec.vector.compatibility.structure import (
 )
 from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
 from vllm_rvec.vector.compatibility.weights import read_weights
+from vllm_rvec.vector.recipe import tensor_alphas
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,17 +34,25 @@ if TYPE_CHECKING:
     from vllm_rvec.vector.compatibility.report import Level
     from vllm_rvec.vector.manifest import Manifest
     from vllm_rvec.vector.reader import VectorReader
+    from vllm_rvec.vector.recipe import RecipeVector
 
 __all__ = ["addable_tensors", "check_lineage", "check_target"]
 
 
-def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "strict") -> Report:
+def check_target(
+    vector: VectorReader,
+    target: Path,
+    *,
+    vocabulary: str = "strict",
+    recipe: RecipeVector | None = None,
+) -> Report:
     """Check whether a vector belongs to a target.
 
     Args:
         vector: The stored vector.
         target: The target's folder.
         vocabulary: One of `VOCABULARY_POLICIES`.
+        recipe: Where in the model the vector is added; everywhere where None.
 
     Returns:
         Three levels: structure, tokenizer, lineage; before them quantization where the target was
@@ -51,11 +60,12 @@ def check_target(vector: VectorReader, target: Path, *, vocabulary: str = "stric
 
     Raises:
         CheckpointError: The target can't be read.
-        ConfigError: There is no such policy.
+        ConfigError: There is no such policy, or the recipe does not fit the vector.
     """
     manifest = vector.manifest
     config, table = read_config(target), read_table(target)
-    pairing = Pairing(manifest, vocabulary)
+    only = None if recipe is None else tensor_alphas(recipe, manifest.tensors).keys()
+    pairing = Pairing(manifest, vocabulary, only=only)
     quantization = quantization_level(
         pairing, declared_quantization(config, target), addable_tensors(table)
     )
