@@ -130,7 +130,7 @@ if __name__ == "__main__":
     )
     sampling = SamplingParams(temperature=0, max_tokens=24)
     answers = []
-    for reload in (False, True)[: len(options) + 1]:
+    for reload in (False, True) if options else (False,):
         if reload:
             llm.collective_rpc("reload_weights")
         for request in (None, LoRARequest("rvec", 1, adapter)):
