@@ -35,7 +35,7 @@ def measure(files: Files, repeats: int | None = None) -> list[Row]:
     return [
         Row(
             f"first load of a process, {name} / plain",
-            ratios(values, plain),
+            **ratios(values, plain),
             note=f"{statistics.median(values):.2f} / {statistics.median(plain):.2f} s",
         )
         for name, values in seconds.items()

@@ -4,12 +4,15 @@ A row is a ratio of two measurements of one run. The machine may be shared and b
 
 - the two are measured in turn, round by round, and divided within a round: neighbours in a round
   see the same machine;
-- the median of the rounds is the figure; the best and the worst round are its spread;
-- a row is a *regression* only where the median and the best round miss the goal by more than 15 %.
-  Noise makes rounds slow, hardly ever fast: code that is too slow has no good round at all, while a
-  busy minute spoils the median but leaves a good round. A median that misses the goal by less than
-  that, or with a best round within it, is a *miss*: it is shown, and does not fail. The price is
-  that a regression of 15 % that one lucky round hides passes; the spread shows it.
+- the median of the rounds is the figure; their quartiles are its spread;
+- beside it stands the ratio of the fastest rounds, each measurement's own: noise makes a load slow,
+  never fast, so these are what the machine gives when it is left alone. (The smallest of the ratios
+  would not do: a round that is slow for the denominator alone makes it as small as one likes.)
+- a row is a *regression* only where both, the median and the ratio of the fastest, miss the goal by
+  more than 15 %: code that is too slow has neither, while a busy minute spoils the median and a
+  single lucky load spoils the ratio of the fastest. A median that misses by less, or alone, is a
+  *miss*: it is shown, and does not fail. The price: on a machine that is busy throughout, a
+  regression may pass as a miss.
 
 Nothing here knows what is measured, nor imports torch: a child process counts its parent's memory
 until it starts its program.
@@ -25,7 +28,7 @@ import statistics
 import sys
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -35,7 +38,7 @@ from benchmarks.files import Files
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["Row", "Verdict", "parser", "ratios", "report", "run"]
+__all__ = ["Ratios", "Row", "Verdict", "parser", "ratios", "report", "run"]
 
 TOLERANCE = 1.15
 """How far beyond its goal a ratio may be before the run fails."""
@@ -60,6 +63,8 @@ class Row:
     """A ratio for each round."""
     goal: float | None = None
     """What the median shall reach; None for a row that only informs."""
+    fastest: float | None = None
+    """The ratio of the fastest rounds; None where no time is measured, and the best counts."""
     limit: str = ""
     """What nothing can beat, and why."""
     at_least: bool = False
@@ -76,13 +81,18 @@ class Row:
 
     @property
     def best(self) -> float:
-        """The best round."""
+        """What the machine gives when it is left alone."""
+        if self.fastest is not None:
+            return self.fastest
         return max(self.rounds) if self.at_least else min(self.rounds)
 
     @property
-    def worst(self) -> float:
-        """The worst round."""
-        return min(self.rounds) if self.at_least else max(self.rounds)
+    def quartiles(self) -> tuple[float, float]:
+        """Half of the rounds lie between them."""
+        if len(self.rounds) < 2:
+            return self.rounds[0], self.rounds[0]
+        low, _, high = statistics.quantiles(self.rounds, n=4, method="inclusive")
+        return low, high
 
     @property
     def verdict(self) -> Verdict:
@@ -102,13 +112,21 @@ class Row:
         return self.goal / ratio if ratio > 0 else float("inf")
 
 
-def ratios(own: Iterable[float], other: Iterable[float]) -> tuple[float, ...]:
-    """Divide two measurements round by round.
+class Ratios(TypedDict):
+    """Two fields of a row."""
+
+    rounds: tuple[float, ...]
+    fastest: float
+
+
+def ratios(own: Sequence[float], other: Sequence[float]) -> Ratios:
+    """Divide two measurements in seconds: round by round, and the fastest by the fastest.
 
     >>> ratios([3.0, 8.0], [2.0, 4.0])
-    (1.5, 2.0)
+    {'rounds': (1.5, 2.0), 'fastest': 1.5}
     """
-    return tuple(a / b for a, b in zip(own, other, strict=True))
+    rounds = tuple(a / b for a, b in zip(own, other, strict=True))
+    return {"rounds": rounds, "fastest": min(own) / min(other)}
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -147,7 +165,7 @@ def report(rows: Sequence[Row], *, as_json: bool, title: str) -> int:
 
 def facts(row: Row) -> Mapping[str, object]:
     """Give a row's figures for machines."""
-    figures = {"median": row.median, "best": row.best, "worst": row.worst}
+    figures = {"median": row.median, "best": row.best, "quartiles": row.quartiles}
     return asdict(row) | figures | {"verdict": row.verdict.value}
 
 
@@ -167,7 +185,8 @@ def _table(rows: Sequence[Row], title: str) -> Table:
     for column, justify in (
         ("what", "left"),
         ("ratio", "right"),
-        ("best to worst", "right"),
+        ("quartiles", "right"),
+        ("fastest", "right"),
         ("goal", "right"),
         ("limit", "right"),
         ("verdict", "left"),
@@ -176,8 +195,9 @@ def _table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     for row in rows:
         goal = "" if row.goal is None else f"{'at least ' * row.at_least}{row.goal:.2f}"
-        spread = f"{row.best:.2f} to {row.worst:.2f}"
+        spread = "{:.2f} to {:.2f}".format(*row.quartiles)
         style = {Verdict.REGRESSION: "bold red", Verdict.MISS: "yellow"}.get(row.verdict, "")
-        cells = (row.name, f"{row.median:.2f}", spread, goal, row.limit, row.verdict.value)
-        table.add_row(*cells, row.note, style=style)
+        figures = (f"{row.median:.2f}", spread, f"{row.best:.2f}")
+        cells = (row.name, *figures, goal, row.limit, row.verdict.value, row.note)
+        table.add_row(*cells, style=style)
     return table

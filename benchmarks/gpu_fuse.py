@@ -185,12 +185,12 @@ def _timed(
         f"{name}: share of the pinned bandwidth",
         tuple(moved / took / pinned for took in seconds),
         BANDWIDTH_GOAL if is_goal else None,
-        "1",
+        limit="1",
         at_least=True,
         note=f"{moved / statistics.median(seconds) / 1e9:.1f} GB/s of {moved / 1e9:.2f} GB",
     )
     others = [other[0] for _, other in rounds]
-    yield Row(f"{name}: seconds / plain, pageable", ratios(seconds, others))
+    yield Row(f"{name}: seconds / plain, pageable", **ratios(seconds, others))
 
 
 def _memory(name: str, place: Callable[..., int], sides: Sides) -> Row:
@@ -206,7 +206,7 @@ def _memory(name: str, place: Callable[..., int], sides: Sides) -> Row:
         f"{name}: extra device memory / largest tensor",
         (extra / largest,),
         1.0,
-        "0",
+        limit="0",
         note=f"{extra / 1e6:.0f} of {largest / 1e6:.0f} MB",
     )
 

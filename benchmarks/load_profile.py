@@ -2,9 +2,9 @@
 
 `make profile` draws `benchmarks/images/load_profile.svg` again. Each bar is the load of median
 length among the repeats, warm, in one process, in turn. Clocks stand at three doors that every load
-passes: the loader's generator of weights until its first tensor (opening files, checks), each later
-step of it (reading headers, slicing the mapping, making the pair), and each copy into a parameter,
-where the sum is computed; what is left is vLLM's and Python's.
+passes: the weights that the model is given, until the first (opening files, checks), each later one
+(slicing the mapping, making the pair), and each copy into a parameter, where the sum is computed;
+what is left is vLLM's and Python's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.page_cache import files_of, read_back
 from tests.support.vllm_model import CreatedModel, engine_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Profile", "draw", "kind_of"]
 
@@ -109,29 +109,21 @@ def _median(profiles: list[Profile]) -> Profile:
     return sorted(profiles, key=lambda profile: profile.total)[len(profiles) // 2]
 
 
-def _profiled(model: CreatedModel, loader: Any) -> Profile:
+def _profiled(created: CreatedModel, loader: Any) -> Profile:
     profile = Profile()
-    with _clocks(loader, profile):
-        seconds = model.load(loader)
+    with _clocks(created.model, profile):
+        seconds = created.load(loader)
     profile.add(REST, seconds - profile.total)
     return profile
 
 
 @contextmanager
-def _clocks(loader: Any, profile: Profile) -> Iterator[None]:
-    """Put clocks at the loader's generator and at copies into parameters."""
-    current, weights, copy = [""], loader.get_all_weights, torch.Tensor.copy_
+def _clocks(model: Any, profile: Profile) -> Iterator[None]:
+    """Put clocks at the weights that a model is given, and at copies into its parameters."""
+    current, load, copy = [""], model.load_weights, torch.Tensor.copy_
 
-    def timed_weights(*arguments: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        stage, generator = OPENING, weights(*arguments)
-        while True:
-            started = time.perf_counter()
-            pair = next(generator, None)
-            profile.add(stage, time.perf_counter() - started)
-            if pair is None:
-                return
-            stage, current[0] = STREAM, pair[0]
-            yield pair
+    def timed_load(weights: Iterable[tuple[str, torch.Tensor]]) -> object:
+        return load(_timed_stream(iter(weights), current, profile))
 
     def timed_copy(out: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         started = time.perf_counter()
@@ -140,10 +132,25 @@ def _clocks(loader: Any, profile: Profile) -> Iterator[None]:
         return copied
 
     with (
-        patch.object(loader, "get_all_weights", timed_weights),
+        patch.object(model, "load_weights", timed_load),
         patch.object(torch.Tensor, "copy_", timed_copy),
     ):
         yield
+
+
+def _timed_stream(
+    weights: Iterator[tuple[str, torch.Tensor]], current: list[str], profile: Profile
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Hand weights on; note the name of each, and how long it was waited for."""
+    stage = OPENING
+    while True:
+        started = time.perf_counter()
+        pair = next(weights, None)
+        profile.add(stage, time.perf_counter() - started)
+        if pair is None:
+            return
+        stage, current[0] = STREAM, pair[0]
+        yield pair
 
 
 def draw(profiles: dict[str, Profile], title: str, output: Path) -> None:

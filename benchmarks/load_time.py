@@ -61,9 +61,9 @@ def _row(name: str, seconds: list[float], plain: list[float], target_bytes: int)
     own, other = statistics.median(seconds), statistics.median(plain)
     return Row(
         f"warm load, {name} / plain",
-        ratios(seconds, plain),
-        goal,
-        limit,
+        **ratios(seconds, plain),
+        goal=goal,
+        limit=limit,
         note=f"{1000 * own:.0f} / {1000 * other:.0f} ms",
         figures={"plain_bytes_per_second": target_bytes / other},
     )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from benchmarks.extract_merge import NO_MERGEKIT, mergekit_way
-from benchmarks.frame import Row, run
+from benchmarks.frame import Row, ratios, run
 from benchmarks.loading import Way, started
 from benchmarks.page_cache import files_of, read_back
 
@@ -49,8 +49,8 @@ def measure(files: Files, repeats: int | None = None) -> list[Row]:
     return [
         Row(
             NAME,
-            tuple(kit / ours for kit, ours in zip(theirs, fused, strict=True)),
-            20.0,
+            **ratios(theirs, fused),
+            goal=20.0,
             at_least=True,
             note=f"{statistics.median(theirs):.1f} / {statistics.median(fused):.2f} s",
         )

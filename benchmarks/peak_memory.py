@@ -42,7 +42,7 @@ def _row(kind: str, fused: list[int], plain: list[int], allowed: int) -> Row:
         f"peak private memory above plain, {kind} / allowed",
         tuple(count / allowed for count in excess),
         1.0,
-        "0",
+        limit="0",
         note=f"{statistics.median(excess) / 1e6:.0f} of {allowed / 1e6:.0f} MB",
     )
 
