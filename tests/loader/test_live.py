@@ -221,7 +221,7 @@ async def test_a_wrong_body_is_a_400(body: bytes) -> None:
         ({}, {"api_key": None}, "no API key"),
         ({}, {"api_server_count": 2}, "several API servers"),
         ({"worker": ""}, {}, f"--worker-extension-cls {WORKER}"),
-        ({"worker": "vllm_rvec.loader.stamps.FileStamps"}, {}, "--worker-extension-cls"),
+        ({"worker": "vllm_rvec.checkpoint.stamps.FileStamps"}, {}, "--worker-extension-cls"),
     ],
 )
 async def test_where_it_can_not_be_done_safely_it_is_not(

@@ -76,6 +76,8 @@ class FusedStream:
                 self.quantized.add(name)
             yield name, self._sum(name, theta)
             self._sample(name, theta)  # by now its pages are in memory
+        for addend in self.addends:
+            addend.reader.check_unchanged()
         self.is_complete = True
 
     def levels(self, *, is_tied: object = None, quantization: str = "") -> Iterator[list[Level]]:

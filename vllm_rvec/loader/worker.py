@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from vllm_rvec.checkpoint.stamps import FileStamps
 from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import AlphaChangeFailedError, RvecError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import foreign_connectors
-from vllm_rvec.loader.stamps import FileStamps
 from vllm_rvec.loader.vllm_api import get_model_loader, set_current_vllm_config
 from vllm_rvec.vector.reader import VectorReader
 

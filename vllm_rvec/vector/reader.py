@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from vllm_rvec.checkpoint.stamps import Stamp
 from vllm_rvec.checkpoint.table import read_header
 from vllm_rvec.errors import CheckpointError, VectorCorruptError, VectorFormatError
 from vllm_rvec.vector.layout import part_names, part_problems
@@ -41,6 +42,7 @@ class VectorReader:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         self._check_files()
+        self._stamps = self._take_stamps()
         self.table = self._read_table()
         self._check_parts()
         self._reader: CheckpointReader | None = None
@@ -95,9 +97,21 @@ class VectorReader:
         from vllm_rvec.checkpoint.reader import CheckpointReader  # noqa: PLC0415 - as above
 
         if self._reader is None:
-            self._reader = CheckpointReader(self.folder, self.table)
+            self._reader = CheckpointReader(self.folder, self.table, self._stamps)
         try:
             return self._reader.tensor(part)
+        except CheckpointError as exc:
+            raise _corrupt(exc) from exc
+
+    def check_unchanged(self) -> None:
+        """Make sure that all that was read came from files that are still as they were.
+
+        Raises:
+            VectorCorruptError: A shard was written to, cut short or replaced since it was opened.
+        """
+        try:
+            if self._reader is not None:
+                self._reader.check_unchanged()
         except CheckpointError as exc:
             raise _corrupt(exc) from exc
 
@@ -137,6 +151,15 @@ class VectorReader:
                 fix=COPY_AGAIN,
                 path=self.folder,
             )
+
+    def _take_stamps(self) -> dict[Path, Stamp]:
+        """Note how the shards are now, before anything is read of them."""
+        try:
+            return {shard: Stamp.of(shard) for shard in self.shards}
+        except OSError as exc:  # gone since a moment ago
+            raise VectorCorruptError(
+                f"a shard of {self.folder} can't be read", why=str(exc), fix=COPY_AGAIN
+            ) from exc
 
     def _file_problem(self, shard: Path) -> str:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from vllm_rvec.loader.stamps import FileStamps
+from vllm_rvec.checkpoint.stamps import FileStamps
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whether stored files are still those that an engine was loaded from. Nothing is read of them.
+"""Whether stored files are still those that were looked at before. Nothing is read of them.
 
 What the kernel says of a file (size, time of change, inode) tells any two of them apart, but not
 one that was written to at the same size with its times set back: whoever does that wants to.
@@ -14,15 +14,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["FileStamps"]
+__all__ = ["FileStamps", "Stamp"]
 
 PATTERNS = ("*.safetensors", "*.json")
 
 
-class _Stamp(NamedTuple):
+class Stamp(NamedTuple):
+    """What the kernel says of a file."""
+
     size_bytes: int
     modified_ns: int
     inode: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> Stamp:
+        """Look at a file by its path or descriptor; raises OSError where that can't be done."""
+        stat = os.stat(file)  # noqa: PTH116 - descriptors too
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+    def change(self, now: Stamp) -> str:
+        """Say how a file has changed; empty where it has not."""
+        if now == self:
+            return ""
+        if now.size_bytes != self.size_bytes:
+            return f"it had {self.size_bytes} bytes, now {now.size_bytes}"
+        return "it was replaced" if now.inode != self.inode else "it was written to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,7 @@ class FileStamps:
 
     folders: tuple[Path, ...]
     """Where they lie; weights and configuration at the top level only."""
-    stamps: Mapping[Path, _Stamp]
+    stamps: Mapping[Path, Stamp]
     """What the kernel said of each."""
 
     @classmethod
@@ -63,11 +79,10 @@ class FileStamps:
         return sorted(found)
 
 
-def _stamps(folders: Iterable[Path]) -> dict[Path, _Stamp]:
+def _stamps(folders: Iterable[Path]) -> dict[Path, Stamp]:
     paths = (path for folder in folders for kind in PATTERNS for path in _listed(folder, kind))
     # Of what a link leads to: the Hub's cache is made of links.
-    stats = ((path, path.stat()) for path in paths)
-    return {path: _Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats}
+    return {path: Stamp.of(path) for path in paths}
 
 
 def _listed(folder: Path, pattern: str) -> list[Path]:
