@@ -6,11 +6,13 @@ compared after `load_weights` and before that (shared facts, "vLLM's seams").
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm import ModelRegistry
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.engine.arg_utils import EngineArgs
@@ -37,6 +39,9 @@ __all__ = [
 ]
 
 
+_REGISTERED: set[str] = set()
+
+
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A model after `load_weights`."""
@@ -52,6 +57,7 @@ def engine_config(
 ) -> VllmConfig:
     """Make vLLM's configuration for one model, with this package's plugin registered."""
     load_general_plugins()
+    _register_class(model)
     arguments = EngineArgs(
         model=str(model),
         load_format=load_format,
@@ -170,5 +176,15 @@ def _init_distributed() -> None:
     # A store in memory in place of a port: nothing else on the machine can be in the way.
     store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # missing from torch's stubs
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    init_distributed_environment(1, 0, "env://", 0, "gloo")
-    ensure_model_parallel_initialized(1, 1)
+    # Without a model in it, this configuration has groups for models of every kind.
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, "env://", 0, "gloo")
+        ensure_model_parallel_initialized(1, 1)
+
+
+def _register_class(model: Path) -> None:
+    """Import a model's class here: vLLM would start a process of ten seconds to look at it."""
+    (name,) = json.loads((model / "config.json").read_text())["architectures"]
+    if name not in _REGISTERED:
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+        _REGISTERED.add(name)
