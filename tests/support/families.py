@@ -19,7 +19,16 @@ from tests.support.variations import with_tensors
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["KINDS", "Kind", "make_families", "make_family", "recast", "write_shards"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "language_name",
+    "language_part",
+    "make_families",
+    "make_family",
+    "recast",
+    "write_shards",
+]
 
 SIZES: Final[dict[str, Any]] = {
     "vocab_size": 512,
@@ -190,6 +199,39 @@ def make_families(folder: Path) -> dict[str, Family]:
     return {name: make_family(folder / name, kind) for name, kind in KINDS.items()}
 
 
+def language_part(family: Family, folder: Path) -> Family:
+    """Copy the language parts of multimodal donors as models of their own; the target stays."""
+    sides = []
+    for side in (family.tuned, family.base):
+        config = json.loads((side / "config.json").read_text())
+        part = config["text_config"]
+        stored = {
+            name: tensor
+            for n, tensor in tensors(side).items()
+            if (name := language_name(n)) is not None
+        }
+        whole = with_tensors(side, folder / side.name, stored)
+        known = AutoConfig.for_model(**part)
+        architecture = type(AutoModelForCausalLM.from_config(known)).__name__
+        tied = {"tie_word_embeddings": config["tie_word_embeddings"]}
+        (whole / "config.json").write_text(
+            json.dumps(part | tied | {"architectures": [architecture]})
+        )
+        sides.append(whole)
+    tuned, base = sides
+    return Family(tuned, base, family.target)
+
+
+def language_name(name: str) -> str | None:
+    """Return the name that a multimodal model's tensor has in a language model; None elsewhere.
+
+    Written out here, for these two families, without the package's own code.
+    """
+    if name.startswith(("model.text_model.", "lm_head.")):
+        return name.replace("text_model.", "", 1)
+    return name.removeprefix("language_model.") if name.startswith("language_model.") else None
+
+
 def recast(family: Family, folder: Path, dtype: torch.dtype) -> Family:
     """Copy donors and target in another dtype."""
     sides = [
@@ -205,7 +247,7 @@ def write_shards(checkpoint: Path, folder: Path, count: int) -> Path:
     folder.mkdir()
     (folder / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     names = sorted(stored, key=lambda name: name[::-1])
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i in range(count):
         shard = f"model-{count - i:05}-of-{count:05}.safetensors"
         part = {name: stored[name] for name in names[i::count]}

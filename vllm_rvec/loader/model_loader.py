@@ -35,7 +35,11 @@ from vllm_rvec.vector.compatibility.quantization import (
     quantization_level,
 )
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
-from vllm_rvec.vector.compatibility.structure import architecture_findings, structure_level
+from vllm_rvec.vector.compatibility.structure import (
+    architecture_findings,
+    is_for_language_part,
+    structure_level,
+)
 from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
 from vllm_rvec.vector.reader import VectorReader
 
@@ -166,11 +170,13 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
     def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
         """Open a vector; check first what can be checked before any weight is read."""
         reader = VectorReader(find_vector(vector.path).folder)
-        hf_config = model_config.hf_config
-        facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
-        whole = not self.config.vectors
+        facts = _facts(model_config)
         addend = Addend.of(
-            reader, self.config.alpha, self.config.vocabulary, None if whole else vector
+            reader,
+            self.config.alpha,
+            self.config.vocabulary,
+            vector if self.config.vectors else None,
+            is_partial=is_for_language_part(reader.manifest, facts),
         )
         self._judge(
             vector,
@@ -256,6 +262,16 @@ def _quantization(pairing: Pairing, model_config: ModelConfig) -> Level | None:
     folder = Path(model_config.model)
     table = addable_tensors(read_table(folder)) if is_folder(folder) else None
     return quantization_level(pairing, method, table)
+
+
+def _facts(model_config: ModelConfig) -> dict[str, object]:
+    """Say what kind of model a target is, as its config.json does."""
+    whole, part = model_config.hf_config, model_config.hf_text_config
+    return {
+        "model_type": whole.model_type,
+        "architectures": whole.architectures,
+        "text_config": {"model_type": part.model_type},
+    }
 
 
 def _tokenizer_file(model_config: ModelConfig) -> Path | None:
