@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TABLE = Path(__file__).resolve().parents[2] / "vllm_rvec" / "loader" / "FAMILIES.md"
 
 
-def load(model: Path, load_format: str = "auto", *, dtype: str = "auto", **extra: object) -> Loaded:
+def load(model: Path, load_format: str = "auto", *, dtype: str = "auto", **extra: Any) -> Loaded:
     # vLLM takes seconds to import; tests that are deselected should not pay.
     from tests.support.vllm_model import load_parameters
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.vllm_model import Loaded
 
 
-def load(model: Path, load_format: str = "auto", **extra: object) -> Loaded:
+def load(model: Path, load_format: str = "auto", **extra: Any) -> Loaded:
     # vLLM takes seconds to import; tests that are deselected should not pay.
     from tests.support.vllm_model import load_parameters
 

@@ -27,7 +27,7 @@ from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
-from vllm_rvec.loader.vllm_api import BaseModelLoader
+from vllm_rvec.loader.vllm_api import BaseModelLoader, should_skip_weight
 from vllm_rvec.vector.addend import Addend
 from vllm_rvec.vector.compatibility.check import addable_tensors
 from vllm_rvec.vector.compatibility.quantization import (
@@ -155,10 +155,21 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             yield from self.stream.fuse(weights)
             seconds = time.perf_counter() - started
             tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
-            judged = self.stream.levels(is_tied=tied, quantization=_declared(model_config))
+            judged = self.stream.levels(
+                is_tied=tied,
+                quantization=_declared(model_config),
+                is_left_out=self._is_left_out,
+            )
             for vector, levels in zip(self.config.recipe, judged, strict=True):
                 self._judge(vector, model_config, *levels)
             self._log_summary(model_config, self.stream, seconds)
+
+    def _is_left_out(self, name: str) -> bool:
+        """Tell whether vLLM left a tensor to the ranks that hold its expert."""
+        # Only some of vLLM's loaders have the filter.
+        own_experts = getattr(self.base, "local_expert_ids", None)
+        left_out: bool = should_skip_weight(name, own_experts)
+        return left_out
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
         return FusedStream(
