@@ -34,6 +34,6 @@ def answers(engines: list[dict[str, Any]], **env: str) -> list[list[dict[str, An
         timeout=SECONDS,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
     return found
