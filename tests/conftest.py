@@ -52,3 +52,11 @@ def vector_bf16(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Pat
     from tests.support.checkpoints import make_vector
 
     return make_vector(family, tmp_path_factory.mktemp("vector") / "bfloat16", "bfloat16")
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Family]:
+    """Donors and a target of every architecture in tests/support/families.py."""
+    from tests.support.families import make_families
+
+    return make_families(tmp_path_factory.mktemp("families"))

@@ -141,6 +141,22 @@ def test_writing_into_a_checkpoint_tensor_is_refused(write: Operation) -> None:
         write(lazy)
 
 
+def test_zeroing_a_whole_tensor_is_no_write_that_could_be_lost() -> None:
+    """GPT-OSS does it on ranks but the first, with a bias that must be added once."""
+    lazy, _ = pair(8, 6)
+    out = torch.ones(8, 6)
+    out.copy_(lazy.zero_())
+    assert torch.equal(out.view(torch.int32), torch.zeros(8, 6, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("shared", [lambda t: t[1:], lambda t: (t.narrow(0, 0, 2), t)[1]])
+def test_zeroing_what_has_a_view_is_refused(shared: Operation) -> None:
+    """The view would have to become zero too, or the whole in part."""
+    lazy, _ = pair(8, 6)
+    with pytest.raises(NotImplementedError, match=r"zero_\.default writes into"):
+        shared(lazy).zero_()
+
+
 def test_code_that_reaches_past_pytorch_fails_loudly() -> None:
     """There is no storage in which theta alone could be found."""
     lazy, _ = pair(8, 6)

@@ -46,7 +46,7 @@ ALPHAS = (-1.0, 0.0, 0.3, 1.0)
 
 
 def load(
-    model: Path, load_format: str = "auto", *, dtype: str = "bfloat16", **extra: object
+    model: Path, load_format: str = "auto", *, dtype: str = "bfloat16", **extra: Any
 ) -> Loaded:
     # vLLM takes seconds to import; tests that are deselected should not pay.
     from tests.support.vllm_model import load_parameters

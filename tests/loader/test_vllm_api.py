@@ -15,7 +15,13 @@ from vllm_rvec.loader.formats import BASE_FORMATS, REFUSED_FORMATS
 @pytest.mark.parametrize("base_format", ["safetensors", "runai_streamer"])
 def test_the_names_and_signatures_that_the_loader_relies_on(base_format: str) -> None:
     """A new vLLM release that moves one of them fails here, by name."""
-    from vllm_rvec.loader.vllm_api import BaseModelLoader, LoadConfig, get_model_loader
+    from vllm_rvec.loader.vllm_api import (
+        BaseModelLoader,
+        DefaultModelLoader,
+        LoadConfig,
+        get_model_loader,
+        should_skip_weight,
+    )
 
     base = get_model_loader(LoadConfig(load_format=base_format))
     assert isinstance(base, BaseModelLoader)
@@ -26,7 +32,12 @@ def test_the_names_and_signatures_that_the_loader_relies_on(base_format: str) ->
         "model_config",
         "prefix",
     ]
+    assert list(inspect.signature(should_skip_weight).parameters) == [
+        "weight_name",
+        "local_expert_ids",
+    ]
     config = LoadConfig()
+    assert DefaultModelLoader(config).local_expert_ids is None
     assert config.load_format == "auto"
     assert config.model_loader_extra_config == {}
 

@@ -13,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from vllm_rvec.vector.extract import extract
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 __all__ = ["Family", "make_checkpoint", "make_family", "make_merged", "make_vector", "tensors"]
@@ -82,14 +83,32 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(shard)
 
 
-def make_merged(target: Path, vector: Path, alpha: float, folder: Path, dtype: torch.dtype) -> Path:
-    """Merge to disk by the reference formula, written out here without the package's own code."""
+def make_merged(
+    target: Path,
+    vector: Path,
+    alpha: float,
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    *,
+    named: Callable[[str], str] = str,
+) -> Path:
+    """Merge to disk by the reference formula, written out here without the package's own code.
+
+    Args:
+        target: A checkpoint of one file.
+        vector: A vector, dense and of one file.
+        alpha: Its coefficient.
+        folder: Where to; must not exist.
+        dtype: What to round to; each tensor's own where None.
+        named: Gives the vector's name for a target's tensor.
+    """
     shutil.copytree(target, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     v = tensors(vector)
     factor = torch.tensor(alpha, dtype=torch.float32)
-    merged = {
-        name: (theta.float() + factor * v[name].float()).to(dtype) if name in v else theta.to(dtype)
-        for name, theta in tensors(target).items()
-    }
+    merged = {}
+    for name, theta in tensors(target).items():
+        part = v.get(named(name))
+        fused = theta if part is None else theta.float() + factor * part.float()
+        merged[name] = fused.to(dtype or theta.dtype)
     save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
     return folder

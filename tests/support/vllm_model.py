@@ -6,11 +6,14 @@ compared after `load_weights` and before that (shared facts, "vLLM's seams").
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from vllm import ModelRegistry
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import ensure_model_parallel_initialized, init_distributed_environment
 from vllm.engine.arg_utils import EngineArgs
@@ -25,16 +28,20 @@ from vllm_rvec.loader.worker import RvecWorker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 __all__ = [
     "CreatedModel",
     "LiveWorker",
     "Loaded",
     "LoadedModel",
+    "Place",
     "engine_config",
     "load_parameters",
+    "register_class",
 ]
+
+
+_REGISTERED: set[str] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,48 @@ class Loaded:
     """The model loader."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which rank of which layout this process is."""
+
+    rank: int = 0
+    ranks: int = 1
+    store: Path | None = None
+    """A file in which the ranks meet."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    """vLLM's arguments for it: `tensor_parallel_size`, `enable_expert_parallel`, ..."""
+
+    def enter(self) -> None:
+        """Join the other ranks; the first call in a process counts."""
+        if torch.distributed.is_initialized():
+            return
+        # In place of a port: nothing else on the machine can be in the way.
+        store = (
+            torch.distributed.HashStore()  # type: ignore[attr-defined]  # missing from torch's stubs
+            if self.store is None
+            else torch.distributed.FileStore(str(self.store), self.ranks)  # type: ignore[attr-defined]  # as above
+        )
+        torch.distributed.init_process_group(
+            "gloo", store=store, rank=self.rank, world_size=self.ranks
+        )
+        # Without a model in it, this configuration has groups for models of every kind.
+        with set_current_vllm_config(VllmConfig()):
+            init_distributed_environment(self.ranks, self.rank, "env://", self.rank, "gloo")
+            ensure_model_parallel_initialized(
+                self.layout.get("tensor_parallel_size", 1),
+                self.layout.get("pipeline_parallel_size", 1),
+            )
+
+
+ALONE = Place()
+
+
 def engine_config(
     model: Path, load_format: str, extra: dict[str, object], dtype: str, **more: Any
 ) -> VllmConfig:
     """Make vLLM's configuration for one model, with this package's plugin registered."""
     load_general_plugins()
+    register_class(model)
     arguments = EngineArgs(
         model=str(model),
         load_format=load_format,
@@ -72,16 +116,17 @@ class CreatedModel:
     Args:
         config: The engine's.
         model_config: Of another model than the engine's own: its draft's.
+        place: Which rank this is.
     """
 
-    def __init__(self, config: VllmConfig, model_config: Any = None) -> None:
+    def __init__(self, config: VllmConfig, model_config: Any = None, place: Place = ALONE) -> None:
         self._config = config
         self._model_config = model_config or config.model_config
-        with set_current_vllm_config(config):
-            _init_distributed()
-            with set_default_torch_dtype(config.model_config.dtype):
-                loader = get_model_loader(config.load_config)
-                self.model = loader.create_model(config, self._model_config)
+        place.enter()
+        dtype = config.model_config.dtype
+        with set_current_vllm_config(config), set_default_torch_dtype(dtype):
+            loader = get_model_loader(config.load_config)
+            self.model = loader.create_model(config, self._model_config)
 
     def load(self, loader: Any) -> float:
         """Let a loader fill the model; return the seconds that `load_weights` took."""
@@ -157,18 +202,22 @@ class LiveWorker(RvecWorker):
 
 
 def load_parameters(
-    model: Path, load_format: str = "auto", *, dtype: str = "bfloat16", **extra: object
+    model: Path,
+    load_format: str = "auto",
+    *,
+    dtype: str = "bfloat16",
+    place: Place = ALONE,
+    **extra: object,
 ) -> Loaded:
     """Load a checkpoint as `--load-format` and `--model-loader-extra-config` would."""
-    config = engine_config(model, load_format, extra, dtype)
-    return CreatedModel(config).loaded_by(get_model_loader(config.load_config))
+    config = engine_config(model, load_format, extra, dtype, **place.layout)
+    config.parallel_config.rank = place.rank
+    return CreatedModel(config, place=place).loaded_by(get_model_loader(config.load_config))
 
 
-def _init_distributed() -> None:
-    if torch.distributed.is_initialized():
-        return
-    # A store in memory in place of a port: nothing else on the machine can be in the way.
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # missing from torch's stubs
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    init_distributed_environment(1, 0, "env://", 0, "gloo")
-    ensure_model_parallel_initialized(1, 1)
+def register_class(model: Path | str) -> None:
+    """Import a model's class here: vLLM would start a process of ten seconds to look at it."""
+    (name,) = json.loads((Path(model) / "config.json").read_text())["architectures"]
+    if name not in _REGISTERED:
+        ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
+        _REGISTERED.add(name)

@@ -14,7 +14,7 @@ theta alone: it fails.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -31,6 +31,7 @@ __all__ = ["FuseLedger", "FusedTensor", "Fusion"]
 
 aten = torch.ops.aten
 COPY: Final = aten.copy_.default
+ZERO: Final = aten.zero_.default
 NO_STORAGE: Final = "a FusedTensor has no storage; copy it into a tensor first"
 
 VIEW_OPERATIONS: Final = frozenset(
@@ -95,6 +96,8 @@ class FusedTensor(torch.Tensor):
 
     _theta: torch.Tensor
     _fusion: Fusion
+    _is_shared: bool
+    """Whether a view of it was taken, or it is one: then a write would have to reach the other."""
 
     # All work is done below, per ATen operation; without this each call would run Python twice.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # noqa: SLF001 - PyTorch's idiom
@@ -106,7 +109,7 @@ class FusedTensor(torch.Tensor):
         self: FusedTensor = torch.Tensor._make_wrapper_subclass(  # noqa: SLF001 - as above
             cls, theta.shape, theta.stride(), dtype=fusion.dtype, device=theta.device
         )
-        self._theta, self._fusion = theta, fusion
+        self._theta, self._fusion, self._is_shared = theta, fusion, False
         return self
 
     def __repr__(  # type: ignore[override]  # torch's stub is of another form
@@ -128,7 +131,7 @@ class FusedTensor(torch.Tensor):
 
     def narrow(self, dim: int, start: Any, length: Any) -> FusedTensor:
         """Take a slice, past the dispatcher: weight loaders do it for every tensor."""
-        return FusedTensor(self._theta.narrow(dim, start, length), self._fusion)
+        return self._shared(self._theta.narrow(dim, start, length))
 
     def copy_into(self, out: torch.Tensor) -> torch.Tensor:
         """Compute the sum into `out`, which has this shape, rounding once to its dtype."""
@@ -163,6 +166,8 @@ class FusedTensor(torch.Tensor):
             return args[1].copy_into(args[0])
         if func in VIEW_OPERATIONS:
             return args[0]._view(func, args[1:], kwargs)  # noqa: SLF001
+        if func is ZERO and not args[0]._is_shared:  # noqa: SLF001
+            return args[0]._become_zeros()  # noqa: SLF001
         _refuse_writes(func, args, kwargs)
         name = str(func)
         args, kwargs = tree_map_only(cls, lambda t: t.materialize(name), (args, kwargs))
@@ -171,8 +176,19 @@ class FusedTensor(torch.Tensor):
     def _view(self, func: Any, rest: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         theta = func(self._theta, *rest, **kwargs)
         if isinstance(theta, torch.Tensor):
-            return FusedTensor(theta, self._fusion)
-        return [FusedTensor(part, self._fusion) for part in theta]
+            return self._shared(theta)
+        return [self._shared(part) for part in theta]
+
+    def _shared(self, theta: torch.Tensor) -> FusedTensor:
+        view = FusedTensor(theta, self._fusion)
+        self._is_shared = view._is_shared = True
+        return view
+
+    def _become_zeros(self) -> FusedTensor:
+        """Forget the sum: ranks but the first do it with a bias that is to be added once."""
+        self._theta = torch.zeros_like(self._theta)
+        self._fusion = replace(self._fusion, terms=(), origin=0)
+        return self
 
 
 def _is_fusing_copy(out: torch.Tensor, source: torch.Tensor) -> bool:

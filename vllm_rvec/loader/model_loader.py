@@ -27,7 +27,7 @@ from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.fetching import find_vector
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
-from vllm_rvec.loader.vllm_api import BaseModelLoader
+from vllm_rvec.loader.vllm_api import BaseModelLoader, should_skip_weight
 from vllm_rvec.vector.addend import Addend
 from vllm_rvec.vector.compatibility.check import addable_tensors
 from vllm_rvec.vector.compatibility.quantization import (
@@ -35,7 +35,11 @@ from vllm_rvec.vector.compatibility.quantization import (
     quantization_level,
 )
 from vllm_rvec.vector.compatibility.report import Level, Report, Verdict, refused
-from vllm_rvec.vector.compatibility.structure import architecture_findings, structure_level
+from vllm_rvec.vector.compatibility.structure import (
+    architecture_findings,
+    is_for_language_part,
+    structure_level,
+)
 from vllm_rvec.vector.compatibility.tokenizer import TOKENIZER_NAME, tokenizer_level
 from vllm_rvec.vector.reader import VectorReader
 
@@ -151,10 +155,21 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             yield from self.stream.fuse(weights)
             seconds = time.perf_counter() - started
             tied = getattr(model_config.hf_config, "tie_word_embeddings", None)
-            judged = self.stream.levels(is_tied=tied, quantization=_declared(model_config))
+            judged = self.stream.levels(
+                is_tied=tied,
+                quantization=_declared(model_config),
+                is_left_out=self._is_left_out,
+            )
             for vector, levels in zip(self.config.recipe, judged, strict=True):
                 self._judge(vector, model_config, *levels)
             self._log_summary(model_config, self.stream, seconds)
+
+    def _is_left_out(self, name: str) -> bool:
+        """Tell whether vLLM left a tensor to the ranks that hold its expert."""
+        # Only some of vLLM's loaders have the filter.
+        own_experts = getattr(self.base, "local_expert_ids", None)
+        left_out: bool = should_skip_weight(name, own_experts)
+        return left_out
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
         return FusedStream(
@@ -166,11 +181,13 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
     def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
         """Open a vector; check first what can be checked before any weight is read."""
         reader = VectorReader(find_vector(vector.path).folder)
-        hf_config = model_config.hf_config
-        facts = {"model_type": hf_config.model_type, "architectures": hf_config.architectures}
-        whole = not self.config.vectors
+        facts = _facts(model_config)
         addend = Addend.of(
-            reader, self.config.alpha, self.config.vocabulary, None if whole else vector
+            reader,
+            self.config.alpha,
+            self.config.vocabulary,
+            vector if self.config.vectors else None,
+            is_partial=is_for_language_part(reader.manifest, facts),
         )
         self._judge(
             vector,
@@ -256,6 +273,16 @@ def _quantization(pairing: Pairing, model_config: ModelConfig) -> Level | None:
     folder = Path(model_config.model)
     table = addable_tensors(read_table(folder)) if is_folder(folder) else None
     return quantization_level(pairing, method, table)
+
+
+def _facts(model_config: ModelConfig) -> dict[str, object]:
+    """Say what kind of model a target is, as its config.json does."""
+    whole, part = model_config.hf_config, model_config.hf_text_config
+    return {
+        "model_type": whole.model_type,
+        "architectures": whole.architectures,
+        "text_config": {"model_type": part.model_type},
+    }
 
 
 def _tokenizer_file(model_config: ModelConfig) -> Path | None:

@@ -19,7 +19,7 @@ from vllm_rvec.vector.compatibility.structure import structure_level, tensor_fin
 from vllm_rvec.vector.stored import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vllm_rvec.vector.addend import Addend
     from vllm_rvec.vector.compatibility.report import Level
@@ -80,17 +80,26 @@ class FusedStream:
             addend.reader.check_unchanged()
         self.is_complete = True
 
-    def levels(self, *, is_tied: object = None, quantization: str = "") -> Iterator[list[Level]]:
+    def levels(
+        self,
+        *,
+        is_tied: object = None,
+        quantization: str = "",
+        is_left_out: Callable[[str], bool] | None = None,
+    ) -> Iterator[list[Level]]:
         """Judge each addend by the tensors that streamed by: quantization, structure, lineage.
 
         Args:
             is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
             quantization: What the target's configuration calls its own; empty for none.
+            is_left_out: Tells of tensors that the target has though they did not stream by.
         """
         is_float = {name: name not in self.quantized for name in self.shapes}
         for number, addend in enumerate(self.addends):
             quantized = quantization_level(addend.pairing, quantization, is_float)
-            findings = tensor_findings(addend.pairing, self.shapes, is_tied=is_tied)
+            findings = tensor_findings(
+                addend.pairing, self.shapes, is_tied=is_tied, is_left_out=is_left_out
+            )
             yield [
                 *([] if quantized is None else [quantized]),
                 structure_level((), findings),

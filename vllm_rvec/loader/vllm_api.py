@@ -13,6 +13,7 @@ from vllm.model_executor.model_loader import (
     register_model_loader,
 )
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.ep_weight_filter import should_skip_weight
 from vllm.platforms import current_platform
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "get_model_loader",
     "register_model_loader",
     "set_current_vllm_config",
+    "should_skip_weight",
 ]
 
 WEIGHT_CACHE_DAEMON = "vllm.model_executor.model_loader.weight_cache.daemon"

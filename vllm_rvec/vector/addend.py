@@ -34,7 +34,13 @@ class Addend:
 
     @classmethod
     def of(
-        cls, reader: VectorReader, alpha: float, vocabulary: str, recipe: RecipeVector | None = None
+        cls,
+        reader: VectorReader,
+        alpha: float,
+        vocabulary: str,
+        recipe: RecipeVector | None = None,
+        *,
+        is_partial: bool = False,
     ) -> Self:
         """Put a vector and what a recipe says of it together.
 
@@ -43,6 +49,7 @@ class Addend:
             alpha: Multiplies what the recipe says.
             vocabulary: One of `VOCABULARY_POLICIES`.
             recipe: Where in the model it is added, and how much of it; all of it where None.
+            is_partial: Whether it is for the language part of a multimodal target.
 
         Raises:
             ConfigError: The recipe does not fit the vector, a product of alphas is beyond the
@@ -53,7 +60,8 @@ class Addend:
             own = dict.fromkeys(manifest.tensors, 1.0)
         else:
             own = tensor_alphas(recipe, manifest.tensors)
-        pairing = Pairing(manifest, vocabulary, only=None if recipe is None else own.keys())
+        only = None if recipe is None else own.keys()
+        pairing = Pairing(manifest, vocabulary, only=only, is_partial=is_partial)
         alphas = {name: alpha * value for name, value in own.items()}
         _check_range(alphas, alpha)
         return cls(reader, pairing, alphas)

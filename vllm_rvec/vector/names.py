@@ -12,6 +12,7 @@ __all__ = [
     "OUTPUT_HEAD",
     "by_plain_name",
     "embedding_among",
+    "is_output_head",
     "is_vocabulary",
     "plain_name",
 ]
@@ -30,14 +31,23 @@ EMBEDDING_SUFFIXES = ("embed_tokens.weight", "wte.weight", "word_embeddings.weig
 PREFIX = "model."
 """What a causal language model's checkpoint has before the names of its bare model's."""
 
+LANGUAGE_PARTS = ("language_model.", "text_model.")
+"""What a multimodal checkpoint has before the names of its language model."""
+
 
 def plain_name(name: str) -> str:
-    """Return a name without `model.`: what two exports of one model have in common.
+    """Return a name without `model.` and `language_model.`: what two exports have in common.
 
     >>> plain_name("model.layers.0.mlp.up_proj.weight"), plain_name("norm.weight")
     ('layers.0.mlp.up_proj.weight', 'norm.weight')
+    >>> plain_name("language_model.model.norm.weight"), plain_name("model.text_model.norm.weight")
+    ('norm.weight', 'norm.weight')
     """
-    return name.removeprefix(PREFIX)
+    plain = name.removeprefix(PREFIX)
+    for part in LANGUAGE_PARTS:
+        if plain.startswith(part):
+            return plain.removeprefix(part).removeprefix(PREFIX)
+    return plain
 
 
 def by_plain_name(names: Iterable[str]) -> Mapping[str, str]:
@@ -56,6 +66,11 @@ def embedding_among(names: Iterable[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+def is_output_head(name: str) -> bool:
+    """Tell whether a tensor is the output head, also that of a multimodal model."""
+    return plain_name(name) == OUTPUT_HEAD
+
+
 def is_vocabulary(name: str) -> bool:
     """Tell whether a tensor has a row for each token."""
-    return plain_name(name) == OUTPUT_HEAD or name.endswith(EMBEDDING_SUFFIXES)
+    return is_output_head(name) or name.endswith(EMBEDDING_SUFFIXES)

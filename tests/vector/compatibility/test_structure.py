@@ -14,6 +14,7 @@ from vllm_rvec.vector.compatibility.structure import (
     VOCABULARY_POLICIES,
     Pairing,
     architecture_findings,
+    is_for_language_part,
     structure_level,
     tensor_findings,
     tensor_problems,
@@ -155,6 +156,70 @@ def test_names_that_are_equal_without_the_prefix_stand_for_themselves(
     assert pairing.part_for("norm.weight") == "norm.weight"
     assert pairing.part_for("model.norm.weight") == "model.norm.weight"
     assert pairing.part_for("layers.0.mlp.up_proj.weight") is None
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model."])
+def test_a_language_models_vector_is_for_the_language_part_of_another_model(
+    manifest: Manifest, shapes: Shapes, prefix: str
+) -> None:
+    """What else a multimodal target has needs no part; a layer of the language part does."""
+    shapes = {prefix + name.removeprefix("model."): shape for name, shape in shapes.items()}
+    shapes |= {"vision_tower.layers.0.mlp.fc1.weight": (4, 4), "visual.norm.weight": (4,)}
+    config = {"model_type": "llava", "text_config": {"model_type": "qwen2"}}
+    assert is_for_language_part(manifest, config)
+    (warning,) = architecture_findings(manifest, config)
+    assert warning.verdict is Verdict.WARN
+    assert "have qwen2, the language part of the target's llava" in warning.text
+    pairing = Pairing(manifest, is_partial=True)
+    assert not tensor_problems(pairing, shapes)
+    assert len(tensor_problems(Pairing(manifest), shapes)) == 2
+    shapes[f"{prefix}layers.9.mlp.up_proj.weight"] = (1, 1)
+    assert tensor_problems(pairing, shapes) == [
+        f"{prefix}layers.9.mlp.up_proj.weight: in the target, the vector does not cover it"
+    ]
+
+
+def test_the_language_parts_of_two_exports_pair(manifest: Manifest, shapes: Shapes) -> None:
+    """The head too, which may stand within the part or beside it."""
+    entries = {"language_model." + name: entry for name, entry in manifest.tensors.items()}
+    head = {"language_model.lm_head.weight": manifest.tensors[EMBEDDING]}
+    whole = manifest.model_copy(
+        update={"tensors": entries | head, "tie_word_embeddings": False, "model_type": "llava"}
+    )
+    exported = {"model.language_model." + n.removeprefix("model."): s for n, s in shapes.items()}
+    assert not problems(whole, exported | {"lm_head.weight": (512, 64)})
+    assert Pairing(whole).is_skipped("x") is False
+    assert Pairing(whole, "skip-embeddings").is_skipped("language_model.lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("config", "is_part"),
+    [
+        ({"model_type": "qwen2_5_vl"}, True),
+        ({"model_type": "qwen2_vl", "text_config": {"model_type": "qwen2_vl_text"}}, True),
+        ({"model_type": "llava", "text_config": {"model_type": "llama"}}, False),
+        ({"model_type": "qwen2", "text_config": {"model_type": "qwen2"}}, False),
+        ({"model_type": "qwen3", "text_config": "qwen2"}, False),
+        ({}, False),
+    ],
+)
+def test_the_language_part_is_known_by_its_type(
+    manifest: Manifest, config: dict[str, object], is_part: bool
+) -> None:
+    """A language model's vector is for another kind of model only where its type is inside."""
+    assert is_for_language_part(manifest, config) is is_part
+    nameless = manifest.model_copy(update={"model_type": ""})
+    assert not is_for_language_part(nameless, config)
+
+
+def test_two_tensors_for_one_part_are_refused(manifest: Manifest, shapes: Shapes) -> None:
+    """Names that differ only in what stands before them: only one of them can be meant."""
+    shapes["language_model.model.norm.weight"] = shapes["model.norm.weight"]
+    (refusal,) = problems(manifest, shapes)
+    assert refusal == (
+        "model.norm.weight: language_model.model.norm.weight is in the target too, and the vector "
+        "has one tensor for both"
+    )
 
 
 def test_a_vector_of_some_modules_leaves_the_others(manifest: Manifest, shapes: Shapes) -> None:

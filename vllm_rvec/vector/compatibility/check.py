@@ -18,6 +18,7 @@ from vllm_rvec.vector.compatibility.report import Report
 from vllm_rvec.vector.compatibility.structure import (
     Pairing,
     architecture_findings,
+    is_for_language_part,
     structure_level,
     tensor_findings,
 )
@@ -65,7 +66,8 @@ def check_target(
     manifest = vector.manifest
     config, table = read_config(target), read_table(target)
     only = None if recipe is None else tensor_alphas(recipe, manifest.tensors).keys()
-    pairing = Pairing(manifest, vocabulary, only=only)
+    is_partial = is_for_language_part(manifest, config)
+    pairing = Pairing(manifest, vocabulary, only=only, is_partial=is_partial)
     quantization = quantization_level(
         pairing, declared_quantization(config, target), addable_tensors(table)
     )
