@@ -14,6 +14,7 @@ from vllm_rvec.cli.main import COMMANDS, EXIT_CODES
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.formats import VLLM_KEYS
 from vllm_rvec.serve import ServeConfig, load_config
+from vllm_rvec.vector.recipe import RecipeVector
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -22,6 +23,9 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "vllm_rvec" / "vector" / "README.md",
     ROOT / "vllm_rvec" / "vector" / "FORMAT.md",
+    ROOT / "vllm_rvec" / "loader" / "README.md",
+    ROOT / "vllm_rvec" / "loader" / "FAMILIES.md",
+    ROOT / "benchmarks" / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",
     ROOT / "examples" / "demo" / "README.md",
     ROOT / "examples" / "demo" / "target" / "README.md",
@@ -67,7 +71,9 @@ def test_every_setting_is_documented() -> None:
 
 def test_every_loader_key_is_documented() -> None:
     """Each key of --model-loader-extra-config."""
-    assert all(f"`{key}`" in README for key in (*LoaderConfig.model_fields, *VLLM_KEYS))
+    text = (ROOT / "vllm_rvec" / "loader" / "README.md").read_text()
+    keys = (*LoaderConfig.model_fields, *RecipeVector.model_fields, *VLLM_KEYS)
+    assert all(f"`{key}`" in text for key in keys)
 
 
 def test_every_exit_status_is_documented() -> None:
