@@ -16,14 +16,16 @@ pytestmark = pytest.mark.engine
 
 ALPHA = 0.3
 
-LAYOUTS = {
+# Expert parallel is compared in tests/loader/test_layouts.py only: with it, a worker of the CPU
+# build of vLLM 0.32 dies of a segmentation fault at the first prompt, without our loader too.
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor parallel": {"tensor_parallel_size": 2},
-    "expert parallel": {
-        "tensor_parallel_size": 2,
-        "enable_expert_parallel": True,
-        "enable_ep_weight_filter": True,
+    # In eager mode that build makes no room for what one stage hands to the next.
+    "pipeline parallel": {
+        "pipeline_parallel_size": 2,
+        "enforce_eager": False,
+        "compilation_config": {"mode": "DYNAMO_TRACE_ONCE", "backend": "eager"},
     },
-    "pipeline parallel": {"pipeline_parallel_size": 2},
 }
 
 

@@ -12,7 +12,6 @@ import json
 import sys
 from typing import Any
 
-from llvmlite.binding import ffi
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -43,7 +42,7 @@ def answer(arguments: dict[str, Any]) -> list[dict[str, Any]]:
         For each prompt its tokens, and for each token the log-probabilities of the likeliest.
     """
     register_class(arguments["model"])
-    engine = LLM(**SMALL, **arguments)
+    engine = LLM(**(SMALL | arguments))
     how = SamplingParams(
         temperature=0, max_tokens=12, logprobs=3, detokenize=False, ignore_eos=True
     )
@@ -66,6 +65,8 @@ def _let_vllm_scan_llvmlite() -> None:
     vLLM 0.32 takes `vars()` of all that stands in any module; of this one object, whose attributes
     are made as they are asked for, it gets something that is no dictionary, and fails.
     """
+    from llvmlite.binding import ffi
+
     ffi.lib._fntab["__dict__"] = {}
 
 
