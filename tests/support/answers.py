@@ -59,19 +59,7 @@ def _facts(output: Any) -> dict[str, Any]:
     return {"tokens": list(output.token_ids), "logprobs": logprobs}
 
 
-def _let_vllm_scan_llvmlite() -> None:
-    """Let an engine start after numba was imported in its process.
-
-    vLLM 0.32 takes `vars()` of all that stands in any module; of this one object, whose attributes
-    are made as they are asked for, it gets something that is no dictionary, and fails.
-    """
-    from llvmlite.binding import ffi
-
-    ffi.lib._fntab["__dict__"] = {}
-
-
 if __name__ == "__main__":
-    _let_vllm_scan_llvmlite()
     # vLLM collects at every step of start and end, a quarter of a second each: as long as all else.
     gc.collect = lambda *_: 0
     found = [answer(arguments) for arguments in json.load(sys.stdin)]

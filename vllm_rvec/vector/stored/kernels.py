@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import ffi
 from numba import njit, types
 from numba.extending import intrinsic, overload
 
@@ -31,6 +32,12 @@ __all__ = [
     "place_bitmap",
     "place_gaps",
 ]
+
+# vLLM 0.32 takes `vars()` of every object in every module when an engine starts. Of this one, whose
+# attributes are made as they are asked for, it would get what is no dictionary, and fail: a second
+# engine in one process, after a fused load.
+if isinstance(functions := getattr(ffi.lib, "_fntab", None), dict):
+    functions.setdefault("__dict__", {})
 
 BLOCK = np.uintp(4096)
 """Elements that are computed before they are stored: they stay in the first-level cache."""

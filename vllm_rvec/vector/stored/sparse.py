@@ -16,6 +16,8 @@ from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm_rvec.vector.manifest import TensorEntry
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
@@ -62,8 +64,7 @@ class _SparseTensor(StoredTensor):
             return False
         start = window.start
         team.run(
-            partial(
-                self._add_stretch,
+            self._addition(
                 (sides[0][first:last], sides[1][first:last]),
                 values,
                 (start + first, start + last),
@@ -83,14 +84,16 @@ class _SparseTensor(StoredTensor):
         """Write the values of some chunks to `out`, whose first element has the number `start`."""
 
     @abstractmethod
-    def _add_stretch(
+    def _addition(
         self,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
-    ) -> None:
-        """Write theta + alpha * v to a stretch."""
+    ) -> Callable[[], object]:
+        """Return what writes theta + alpha * v to a stretch. Positions are looked up here: while
+        one thread does that, another can't.
+        """
 
     def _chunks(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first chunk that has elements of a stretch, and one past the last."""
@@ -152,16 +155,17 @@ class GapsTensor(_SparseTensor):
             inside = (at >= 0) & (at < out.numel())
             out[at[inside]] = self._values[own][inside]
 
-    def _add_stretch(
+    def _addition(
         self,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
-    ) -> None:
+    ) -> Callable[[], object]:
         first, last = self._chunks(*stretch)
         place = numbers(*self._values_of(first, last), int(self._starts[first]))
-        compiled_loops().add_gaps(*sides, self._gaps, values, place, numbers(*stretch), alpha)
+        add = compiled_loops().add_gaps
+        return partial(add, *sides, self._gaps, values, place, numbers(*stretch), alpha)
 
     def _values_of(self, first: int, last: int) -> tuple[int, int]:
         return first * CHUNK_GAPS, min(last * CHUNK_GAPS, self._gaps.size)
@@ -229,15 +233,16 @@ class BitmapTensor(_SparseTensor):
         found = whole[skipped : skipped + out.numel()]
         out[: found.numel()].copy_(found)
 
-    def _add_stretch(
+    def _addition(
         self,
         sides: tuple[Array, Array],
         values: Array,
         stretch: tuple[int, int],
         alpha: np.float32,
-    ) -> None:
+    ) -> Callable[[], object]:
         place = self._place_of(self._chunks(*stretch)[0])
-        compiled_loops().add_bitmap(*sides, self._words, values, place, numbers(*stretch), alpha)
+        add = compiled_loops().add_bitmap
+        return partial(add, *sides, self._words, values, place, numbers(*stretch), alpha)
 
     def _place_of(self, chunk: int) -> tuple[Any, ...]:
         return numbers(chunk * CHUNK_WORDS, int(self._first_values[chunk]))
