@@ -91,8 +91,9 @@ class _SparseTensor(StoredTensor):
         stretch: tuple[int, int],
         alpha: np.float32,
     ) -> Callable[[], object]:
-        """Return what writes theta + alpha * v to a stretch. Positions are looked up here: while
-        one thread does that, another can't.
+        """Return what writes theta + alpha * v to a stretch.
+
+        Positions are looked up now: while one thread does that, no other can.
         """
 
     def _chunks(self, start: int, stop: int) -> tuple[int, int]:
