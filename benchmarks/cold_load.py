@@ -53,7 +53,7 @@ def _cold(files: Files, repeats: int) -> Row:
     return Row(
         "cold load, dense bf16, alpha 1 / plain",
         **ratios(*seconds),
-        goal=bytes_ratio * ALLOWANCE,
+        goal=round(bytes_ratio * ALLOWANCE, 2),
         limit=f"{bytes_ratio:.2f}",
         note="{:.2f} / {:.2f} s; {:.2f} / {:.2f} GB read".format(
             *medians, denses[0].read_bytes / 1e9, plains[0].read_bytes / 1e9

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["measure"]
 
-REPEATS = 7
-PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 32, 32
+REPEATS = 5
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 16, 12
 
 
 def measure(files: Files, repeats: int | None = None) -> list[Row]:

@@ -105,8 +105,9 @@ class Row:
         return Verdict.REGRESSION if min(best, median) > TOLERANCE else Verdict.MISS
 
     def _misses_by(self, ratio: float) -> float:
-        """Return 1 at the goal, more beyond it on the wrong side."""
+        """Return 1 at the goal, more beyond it on the wrong side; judged as it is printed."""
         assert self.goal is not None
+        ratio = round(ratio, 2)
         if not self.at_least:
             return ratio / self.goal
         return self.goal / ratio if ratio > 0 else float("inf")

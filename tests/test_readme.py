@@ -22,6 +22,7 @@ COMMANDS_README = (ROOT / "vllm_rvec" / "vector" / "README.md").read_text()
 DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "vllm_rvec" / "vector" / "README.md",
+    ROOT / "benchmarks" / "README.md",
     ROOT / "vllm_rvec" / "vector" / "FORMAT.md",
     ROOT / "vllm_rvec" / "loader" / "README.md",
     ROOT / "vllm_rvec" / "loader" / "FAMILIES.md",
