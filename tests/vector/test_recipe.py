@@ -126,7 +126,7 @@ def test_a_gradient_needs_to_know_all_layers() -> None:
         tensor_alphas(said, NAMES, is_complete=False)
     assert "its last layer is 4" in str(caught.value)
     for alpha in (0.5, [0.5], {"attention": 0.5, "default": 1}):
-        said = RecipeVector(path="v", alpha=alpha)
+        said = RecipeVector.model_validate({"path": "v", "alpha": alpha})
         assert tensor_alphas(said, NAMES, is_complete=False) == tensor_alphas(said, NAMES)
 
 

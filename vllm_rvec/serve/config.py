@@ -22,7 +22,8 @@ from pydantic import (
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
-from vllm_rvec.vector.recipe import RecipeVector
+from vllm_rvec.vector.recipe import RecipeVector, Vectors
+from vllm_rvec.vector.recipe_file import vectors_beside
 from vllm_rvec.vector.settings_file import beside, read_settings
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class ServeConfig(BaseModel):
     vector: Annotated[str, Field(min_length=1)] | None = None
     """The stored vector: its folder, Hub id or URL."""
 
-    vectors: Annotated[tuple[RecipeVector, ...], Field(min_length=1)] | None = None
+    vectors: Vectors | None = None
     """In place of `vector`: several, added in this order, each where and as much as it says. A
     variant's alpha multiplies all of theirs."""
 
@@ -284,8 +285,8 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConf
     """
     given = {name: value for name, value in overrides.items() if value is not None}
     values = {} if path is None else _resolved(read_settings(path), path.parent)
-    if "vector" in given:
-        values.pop("vectors", None)
+    if given.keys() & {"vector", "vectors"}:
+        values = {key: value for key, value in values.items() if key not in {"vector", "vectors"}}
     merged = {**values, **given}
     problems: list[str] = []
     try:
@@ -315,13 +316,8 @@ def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
     for name in ("model", "vector"):
         if name in values:
             found[name] = beside(values[name], folder)
-    if isinstance(vectors := values.get("vectors"), list):
-        found["vectors"] = [
-            vector | {"path": beside(vector.get("path"), folder)}
-            if isinstance(vector, dict)
-            else vector
-            for vector in vectors
-        ]
+    if "vectors" in values:
+        found["vectors"] = vectors_beside(values["vectors"], folder)
     return found
 
 

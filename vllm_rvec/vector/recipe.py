@@ -33,7 +33,7 @@ from vllm_rvec.vector.module_names import KINDS, place_of, stack_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["GROUPS", "Alpha", "RecipeVector", "tensor_alphas"]
+__all__ = ["GROUPS", "Alpha", "RecipeVector", "Vectors", "tensor_alphas"]
 
 GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "attention": ("q", "k", "v", "kv", "qkv", "o", "sinks"),
@@ -116,6 +116,18 @@ class RecipeVector(BaseModel):
 
     exclude: tuple[str, ...] = ()
     """Patterns of which a tensor's name may match none. Goes before `include`."""
+
+
+def _check_some(vectors: tuple[RecipeVector, ...]) -> tuple[RecipeVector, ...]:
+    # Not `min_length`: pydantic counts what is left of them, and says so beside each mistake.
+    if not vectors:
+        msg = "should have at least one vector"
+        raise ValueError(msg)
+    return vectors
+
+
+Vectors = Annotated[tuple[RecipeVector, ...], AfterValidator(_check_some)]
+"""A recipe, in the order of adding."""
 
 
 def tensor_alphas(

@@ -5,19 +5,19 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.vector.recipe import RecipeVector
+from vllm_rvec.vector.recipe import Vectors
 from vllm_rvec.vector.settings_file import beside, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-__all__ = ["RecipeFile", "read_recipe"]
+__all__ = ["RecipeFile", "read_recipe", "vectors_beside"]
 
 
 class RecipeFile(BaseModel):
@@ -25,7 +25,7 @@ class RecipeFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    vectors: Annotated[tuple[RecipeVector, ...], Field(min_length=1)]
+    vectors: Vectors
     """What is added, in this order."""
 
     vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
@@ -48,8 +48,8 @@ def read_recipe(path: Path, *, others: Collection[str] = ()) -> RecipeFile:
         for key, value in settings.items()
         if key in RecipeFile.model_fields or key not in others
     }
-    if isinstance(vectors := own.get("vectors"), list):
-        own["vectors"] = [_moved(vector, path.parent) for vector in vectors]
+    if "vectors" in own:
+        own["vectors"] = vectors_beside(own["vectors"], path.parent)
     try:
         return RecipeFile.model_validate(own)
     except ValidationError as exc:
@@ -61,10 +61,16 @@ def read_recipe(path: Path, *, others: Collection[str] = ()) -> RecipeFile:
         ) from None
 
 
-def _moved(vector: object, folder: Path) -> object:
-    if not isinstance(vector, dict):
-        return vector
-    return vector | {"path": beside(vector.get("path"), folder)}
+def vectors_beside(vectors: object, folder: Path) -> object:
+    """Take relative paths of unchecked `vectors` from a file's folder, as `beside` does."""
+    if not isinstance(vectors, list):
+        return vectors
+    return [
+        vector | {"path": beside(vector["path"], folder)}
+        if isinstance(vector, dict) and "path" in vector
+        else vector
+        for vector in vectors
+    ]
 
 
 def _problem(location: tuple[int | str, ...], message: str) -> str:
@@ -74,5 +80,8 @@ def _problem(location: tuple[int | str, ...], message: str) -> str:
             return f"`{name}` is missing"
         case "Extra inputs are not permitted":
             return f"`{name}` is not a setting"
+        case _ if message.endswith("or instance of RecipeVector"):
+            return f"`{name}`: should be a mapping with `path`"
         case _:
-            return f"`{name}`: {message.removeprefix('Value error, ').replace('Input ', '')}"
+            said = message.removeprefix("Value error, ").removeprefix("Input ")
+            return f"`{name}`: {said.replace('a valid tuple', 'a list')}"
