@@ -2,8 +2,8 @@
 
 mergekit adds both differences to the base, we add one difference to the target. On paper both are
 target + alpha * (tuned - base); in float32 the two orders round differently, and so a sum that lies
-near the middle between two bf16 numbers may fall to either side. Where the sum is nearly nothing, so that its
-float32 errors are all that is left, bf16 keeps them, and a unit of bf16 is no measure.
+near the middle between two bf16 numbers may fall to either side. Where the sum is nearly nothing,
+float32's errors are all that is left; bf16 keeps them, and a unit of bf16 is no measure.
 
 mergekit has an environment of its own: `make mergekit` makes it, `make parity` runs this.
 """
