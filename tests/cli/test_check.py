@@ -113,3 +113,27 @@ def test_what_can_not_be_checked_is_an_error(  # noqa: PLR0917 - one case each
     """No report: the exit status is that of the error."""
     with pytest.raises(error):
         check(vector / vector_name, family.target / target_name, "--vocab", vocab)
+
+
+def test_every_vector_of_a_recipe_is_checked_where_it_is_added(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """A target with another vocabulary is refused by the whole vector only."""
+    target = resized(family.target, tmp_path / "target", 576)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"vectors: [{{path: {vector}, layers: 0-1}}, {{path: {vector}}}]\n")
+    code, text = check_recipe(recipe, target)
+    first, second = json.loads(text)["vectors"]
+    assert code == REFUSED_STATUS
+    assert (first["verdict"], second["verdict"]) == ("warn", "refuse")
+    recipe.write_text(f"vocabulary: common\nvectors: [{{path: {vector}}}]\n")
+    assert check_recipe(recipe, target)[0] == 0
+    assert check_recipe(recipe, target, "--vocab", "strict")[0] == REFUSED_STATUS
+
+
+def check_recipe(recipe: Path, target: Path, *options: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(check_command)
+    arguments = ["--recipe", str(recipe), "--target", str(target), "--json", *options]
+    done = CliRunner().invoke(app, arguments)
+    return done.exit_code, done.stdout

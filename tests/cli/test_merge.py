@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.checkpoints import make_checkpoint, tensors
 
 if TYPE_CHECKING:
@@ -76,3 +78,43 @@ def test_a_target_that_does_not_fit_exits_with_7_unless_forced(
     assert forced.returncode == 0, forced.stderr
     assert "model.layers.2." in forced.stderr
     assert "38 (26 changed)" in forced.stdout
+
+
+def test_serves_file_is_merged_too(
+    family: Family, vector: Path, vector_bf16: Path, tmp_path: Path
+) -> None:
+    """Its vectors from beside it, its vocabulary; the rest is for engines. One alpha over all."""
+    (tmp_path / "one").symlink_to(vector)
+    (tmp_path / "serve.yaml").write_text(
+        "model: somewhere\nport: 1\nengine: {max-model-len: 64}\nvectors:\n"
+        "  - {path: one, alpha: {mlp: 0.5, default: 0}}\n"
+        f"  - {{path: {vector_bf16}, layers: 1}}\n"
+    )
+    out = tmp_path / "out"
+    arguments = ("--target", family.target, "--recipe", tmp_path / "serve.yaml", "--output", out)
+    done = run(*arguments, "--alpha", -2, "--json")
+    assert done.returncode == 0, done.stderr
+    found = [(v["alpha"], v["recipe"]) for v in json.loads(done.stdout)["vectors"]]
+    assert found == [(-2, {"alpha": {"mlp": 0.5, "default": 0}}), (-2, {"layers": "1"})]
+    name = "model.layers.0.mlp.up_proj.weight"
+    expected = tensors(family.target)[name].float() - tensors(vector)[name]
+    assert tensors(out)[name].equal(expected.bfloat16())
+    twice = run(*arguments, "--alpha", 1, "--alpha", 1)
+    assert twice.returncode == 3
+    assert "a recipe and 2 alphas" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), "no vector is given"),
+        (("--vector", "v", "--recipe", "r.yaml"), "vectors and a recipe are both given"),
+        (("--recipe", "r.yaml"), "r.yaml can't be read"),
+    ],
+    ids=str,
+)
+def test_vectors_or_a_recipe(arguments: tuple[str, ...], problem: str, tmp_path: Path) -> None:
+    """One of them, and one that is there."""
+    done = run("--target", tmp_path, "--output", tmp_path / "out", *arguments)
+    assert done.returncode == 3
+    assert problem in done.stderr

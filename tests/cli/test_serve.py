@@ -55,6 +55,16 @@ def test_a_missing_vector(family: Family, tmp_path: Path) -> None:
     assert f"there is no vector folder {tmp_path / 'nowhere'}" in text
 
 
+def test_each_of_several_vectors_is_looked_for(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """Each is added; the second is missing."""
+    vectors = ("--vector", vector, "--vector", tmp_path / "nowhere")
+    code, text = serve("--model", family.target, *vectors)
+    assert code == 5
+    assert f"there is no vector folder {tmp_path / 'nowhere'}" in text
+
+
 @pytest.mark.parametrize("side", ["target", "vector"])
 def test_a_truncated_file(family: Family, vector: Path, tmp_path: Path, side: str) -> None:
     """Exit status 4 for the target, 6 for the vector; the file is named."""

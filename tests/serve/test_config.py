@@ -84,6 +84,15 @@ def test_the_command_line_wins_and_none_means_not_given(file: Path) -> None:
     assert config.variants == {"enhanced@0.5": VariantConfig(alpha=0.5)}
 
 
+def test_vectors_of_the_command_line_replace_the_files(file: Path) -> None:
+    """However many there are on either side."""
+    one, two = {"vector": "a"}, {"vectors": [{"path": "a"}, {"path": "b"}]}
+    for text in (MINIMAL, "model: m\nvectors: [{path: x, layers: 3}]\n"):
+        file.write_text(text)
+        assert [vector.path for vector in load_config(file, one).recipe] == ["a"]
+        assert [vector.path for vector in load_config(file, two).recipe] == ["a", "b"]
+
+
 def test_no_file_is_needed() -> None:
     """The command line alone can say all."""
     assert load_config(None, {"model": "m", "vector": "v"}).model == "m"

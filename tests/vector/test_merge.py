@@ -25,6 +25,7 @@ from vllm_rvec.errors import (
 from vllm_rvec.vector.extract import extract
 from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.merge import merge
+from vllm_rvec.vector.recipe import RecipeVector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,6 +100,41 @@ def test_merged_on_disk_equals_fused_at_load(
     fused = load(family.target, "rvec", vector=str(vector), alpha=alpha)
     assert_same(load(merged.output).parameters, fused.parameters)
     assert merged.changed_tensors == merged.tensors == len(tensors(family.target))
+
+
+def test_a_recipe_merges_as_it_fuses(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Kinds, a gradient, layers and patterns, over two vectors of two encodings and one alpha."""
+    other = extract(family.base, family.tuned, tmp_path / "other", encoding="int8").output
+    recipe = [
+        {"path": str(vector), "alpha": {"attention": 0.7, "mlp": [0.2, 1], "default": 0}},
+        {"path": str(other), "alpha": [-0.7, 0.1], "layers": "1", "exclude": ["*.bias"]},
+    ]
+    merged = merge(
+        family.target,
+        [vector, other],
+        tmp_path / "out",
+        alphas=[0.3, 0.3],
+        recipe=[RecipeVector.model_validate(each) for each in recipe],
+    )
+    fused = load(family.target, "rvec", vectors=recipe, alpha=0.3)
+    assert_same(load(merged.output).parameters, fused.parameters)
+    assert merged.changed_tensors == fused.loader.stream.ledger.copies
+    plain, target = tensors(merged.output), tensors(family.target)
+    first = {n for n in target if ".self_attn." in n or ".mlp." in n}
+    second = {n for n in target if "layers.1." in n and not n.endswith(".bias")}
+    assert merged.changed_tensors == len(first | second)
+    assert all(not plain[name].equal(target[name]) for name in first)
+    assert all(plain[name].equal(target[name]) for name in target.keys() - first - second)
+
+
+def test_a_recipe_that_does_not_fit_leaves_nothing(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """The check asks it before anything is written."""
+    recipe = [RecipeVector(path="a", layers="7")]
+    with pytest.raises(ConfigError, match="layer 7 is not there: the vector has layers 0-1"):
+        merge(family.target, [vector], tmp_path / "out", recipe=recipe)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_untied_embeddings_merge_as_they_fuse(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +12,7 @@ import yaml
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.vector.manifest import Manifest
 from vllm_rvec.vector.merged_card import Ingredient, merged_card
+from vllm_rvec.vector.recipe import RecipeVector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +62,22 @@ def test_several_vectors_stand_in_the_order_of_adding(vector: Path, tmp_path: Pa
     card = card_of(Located.local(tmp_path), *both)
     assert "merged = (theta + alpha1 * v1) + alpha2 * v2\n" in card
     assert card.index("| v1 | `a/one`") < card.index("| v2 | `a/two`")
+
+
+def test_a_recipe_can_be_used_again(vector: Path, tmp_path: Path) -> None:
+    """Word for word, but for paths: they are nobody's business. The whole vector has none."""
+    said = {"path": "/home/me/v", "alpha": {"mlp": [0, 1], "default": 0.5}, "layers": "0-1"}
+    part = replace(
+        ingredient(vector, 0.3),
+        recipe=RecipeVector.model_validate({**said, "include": ["*`{x} # <b>*"]}),
+    )
+    card = card_of(Located.local(tmp_path), part)
+    (block,) = re.findall(r"^    vectors:\n(?:    .*\n)+", card, re.MULTILINE)
+    assert yaml.safe_load(block)["vectors"] == [
+        {**said, "path": "team/vector", "include": ["*`{x} # <b>*"]}
+    ]
+    assert "/home/me" not in card
+    assert "this recipe" not in card_of(Located.local(tmp_path), ingredient(vector, 0.3))
 
 
 def test_a_local_target_is_no_base_model(vector: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`vllm-rvec check`."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
-from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import printable
+from vllm_rvec.cli.recipes import choose_vectors
 from vllm_rvec.vector.compatibility import Report, Verdict, check_target
 from vllm_rvec.vector.reader import VectorReader
 
@@ -26,32 +27,45 @@ SHOWN_FINDINGS = 8
 
 
 def check_command(
-    vector: Annotated[
-        str, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
-    ],
     target: Annotated[
         str, typer.Option(help="The model it would be added to: folder or Hub id\\[@revision].")
     ],
-    vocab: Annotated[
-        str,
+    vector: Annotated[
+        str | None, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
+    ] = None,
+    recipe: Annotated[
+        Path | None,
         typer.Option(
-            help="For a target with another number of embedding rows: strict refuses, common adds "
-            "the shared rows, skip-embeddings adds none."
+            help="In place of VECTOR: YAML with `vectors`, or the file of `serve` that has them."
         ),
-    ] = "strict",
+    ] = None,
+    vocab: Annotated[
+        str | None,
+        typer.Option(
+            show_default="strict",
+            help="For a target with another number of embedding rows: strict refuses, common adds "
+            "the shared rows, skip-embeddings adds none.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")] = False,
 ) -> None:
-    """Check whether a vector belongs to a target: structure, tokenizer, lineage.
+    """Check whether a vector belongs to a target, or each of a recipe: structure, tokens, lineage.
 
     Exits with 0 on pass and warn, with 7 on refuse.
     """
-    reader = VectorReader(find_vector(vector).folder)
-    report = check_target(reader, locate_checkpoint(target).folder, vocabulary=vocab)
+    chosen = choose_vectors([] if vector is None else [vector], recipe, vocab)
+    folder = locate_checkpoint(target).folder
+    reports = [
+        check_target(VectorReader(found.folder), folder, vocabulary=chosen.vocabulary, recipe=said)
+        for found, said in zip(chosen.vectors, chosen.recipe or (None,), strict=True)
+    ]
     if as_json:
-        typer.echo(json.dumps(report.as_json()))
+        facts = [report.as_json() for report in reports]
+        typer.echo(json.dumps(facts[0] if recipe is None else {"vectors": facts}))
     else:
-        Console().print(_table(report))
-    if report.verdict is Verdict.REFUSE:
+        for report in reports:
+            Console().print(_table(report))
+    if any(report.verdict is Verdict.REFUSE for report in reports):
         raise typer.Exit(REFUSED_STATUS)
 
 

@@ -10,12 +10,14 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
-from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
+from vllm_rvec.cli.recipes import Chosen, choose_vectors
+from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
     from vllm_rvec.vector.merge import Merge
+    from vllm_rvec.vector.merged_card import Ingredient
 
 __all__ = ["merge_command"]
 
@@ -24,25 +26,33 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
     target: Annotated[
         str, typer.Option(help="The checkpoint to add to: folder or Hub id\\[@revision].")
     ],
-    vector: Annotated[
-        list[str],
-        typer.Option(help="A stored vector: folder, Hub id\\[@revision] or URL. Once for each."),
-    ],
     output: Annotated[Path, typer.Option(help="Folder to make; must not exist.")],
+    vector: Annotated[
+        list[str] | None,
+        typer.Option(help="A stored vector: folder, Hub id\\[@revision] or URL. Once for each."),
+    ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of --vector: YAML with `vectors`, or the file of `serve` that has them."
+        ),
+    ] = None,
     alpha: Annotated[
         list[float] | None,
         typer.Option(
-            help="Scaling coefficient, once for each vector, in their order; 1 without any."
+            help="Scaling coefficient, once for each --vector, in their order, or once for all of "
+            "a recipe, which it multiplies; 1 without any."
         ),
     ] = None,
     vocab: Annotated[
-        str,
+        str | None,
         typer.Option(
+            show_default="strict",
             help="Where vector and target have different numbers of embedding rows: strict "
             "(refuse), common (add the shared rows), skip-embeddings (add nothing to embedding and "
-            "output head, whatever their sizes)."
+            "output head, whatever their sizes).",
         ),
-    ] = "strict",
+    ] = None,
     force: Annotated[
         bool,
         typer.Option(
@@ -56,14 +66,15 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
     from vllm_rvec.vector.merge import merge  # noqa: PLC0415 - torch, two seconds
 
     located = locate_checkpoint(target)
-    vectors = [find_vector(reference) for reference in vector]
+    chosen = choose_vectors(vector, recipe, vocab)
     with show_progress("merging") as on_progress:
         made = merge(
             located,
-            vectors,
+            chosen.vectors,
             output,
-            alphas=alpha or (),
-            vocabulary=vocab,
+            alphas=_alphas(chosen, alpha or []),
+            recipe=chosen.recipe,
+            vocabulary=chosen.vocabulary,
             force=force,
             on_progress=on_progress,
         )
@@ -71,6 +82,19 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
         typer.echo(json.dumps(_facts(made)))
     else:
         Console().print(_summary(made))
+
+
+def _alphas(chosen: Chosen, given: list[float]) -> list[float]:
+    """Give each vector its alpha; a recipe has one for all."""
+    if not chosen.recipe:
+        return given
+    if len(given) > 1:
+        raise ConfigError(
+            f"a recipe and {len(given)} alphas",
+            why="--alpha multiplies the whole recipe; each vector's own alpha stands in the file",
+            fix="give --alpha once, or not at all",
+        )
+    return given * len(chosen.vectors)
 
 
 def _facts(made: "Merge") -> dict[str, object]:
@@ -82,6 +106,7 @@ def _facts(made: "Merge") -> dict[str, object]:
                 "revision": each.vector.revision,
                 "alpha": each.alpha,
                 "manifest_blake3": each.manifest_blake3,
+                "recipe": _said(each),
             }
             for each in made.ingredients
         ],
@@ -94,10 +119,16 @@ def _facts(made: "Merge") -> dict[str, object]:
     }
 
 
+def _said(each: "Ingredient") -> dict[str, object] | None:
+    if each.recipe is None:
+        return None
+    return each.recipe.model_dump(mode="json", exclude_unset=True, exclude={"path"})
+
+
 def _summary(made: "Merge") -> Table:
     table = Table(show_header=False, title=titled("checkpoint", made.output), title_justify="left")
     rows = [
-        (f"{each.alpha:g} x", f"{each.vector.id} ({each.manifest_blake3[:12]})")
+        (f"{each.alpha:g} x", f"{each.vector.id} ({each.manifest_blake3[:12]}){_told(each)}")
         for each in made.ingredients
     ]
     rows += [
@@ -109,3 +140,8 @@ def _summary(made: "Merge") -> Table:
     for name, value in rows:
         table.add_row(name, Text(value))  # ids and names are not markup
     return table
+
+
+def _told(each: "Ingredient") -> str:
+    said = _said(each)
+    return "".join(f", {name}: {json.dumps(value)}" for name, value in (said or {}).items())

@@ -57,8 +57,11 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         str | None, typer.Option(help="The target: a local folder or a Hub id.")
     ] = None,
     vector: Annotated[
-        str | None,
-        typer.Option(help="The stored vector: a local folder, a Hub id\\[@revision] or a URL."),
+        list[str] | None,
+        typer.Option(
+            help="The stored vector: a local folder, a Hub id\\[@revision] or a URL. Several are "
+            "added in their order, each with the variant's alpha."
+        ),
     ] = None,
     alpha: Annotated[
         str | None,
@@ -117,7 +120,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         config,
         {
             "model": model,
-            "vector": vector,
+            **_vectors(vector or []),
             "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
             "vocabulary": vocab,
             "force": force or None,
@@ -140,6 +143,13 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         server = _Server(settings, specs, listener, EngineConsole(stderr, verbose=verbose))
         with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
             asyncio.run(server.run(as_json=as_json))
+
+
+def _vectors(given: list[str]) -> dict[str, object]:
+    """Put several vectors down as a recipe of whole ones."""
+    if len(given) > 1:
+        return {"vectors": [{"path": path} for path in given]}
+    return {"vector": given[0]} if given else {}
 
 
 def _log_findings(found: Preflight) -> None:

@@ -6,10 +6,8 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,12 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_rvec.checkpoint.remote import is_url
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
-from vllm_rvec.vector.recipe import RecipeVector
+from vllm_rvec.vector.recipe import RecipeVector, Vectors
+from vllm_rvec.vector.recipe_file import vectors_beside
+from vllm_rvec.vector.settings_file import beside, read_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
@@ -123,7 +123,7 @@ class ServeConfig(BaseModel):
     vector: Annotated[str, Field(min_length=1)] | None = None
     """The stored vector: its folder, Hub id or URL."""
 
-    vectors: Annotated[tuple[RecipeVector, ...], Field(min_length=1)] | None = None
+    vectors: Vectors | None = None
     """In place of `vector`: several, added in this order, each where and as much as it says. A
     variant's alpha multiplies all of theirs."""
 
@@ -284,9 +284,9 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConf
         ConfigError: The file can't be read, or some values are wrong; all problems at once.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
-    values = {} if path is None else _resolved(_read_yaml(path), path.parent)
-    if "vector" in given:
-        values.pop("vectors", None)
+    values = {} if path is None else _resolved(read_settings(path), path.parent)
+    if given.keys() & {"vector", "vectors"}:
+        values = {key: value for key, value in values.items() if key not in {"vector", "vectors"}}
     merged = {**values, **given}
     problems: list[str] = []
     try:
@@ -315,75 +315,10 @@ def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
     found = dict(values)
     for name in ("model", "vector"):
         if name in values:
-            found[name] = _beside(values[name], folder)
-    if isinstance(vectors := values.get("vectors"), list):
-        found["vectors"] = [
-            vector | {"path": _beside(vector.get("path"), folder)}
-            if isinstance(vector, dict)
-            else vector
-            for vector in vectors
-        ]
+            found[name] = beside(values[name], folder)
+    if "vectors" in values:
+        found["vectors"] = vectors_beside(values["vectors"], folder)
     return found
-
-
-def _beside(value: object, folder: Path) -> object:
-    # A URL may be too long for a file's name, and no message may show it.
-    if not isinstance(value, str) or not value or is_url(value) or not (folder / value).exists():
-        return value
-    return str((folder / value).absolute())
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys without a word; a lost variant needs one."""
-
-    def construct_mapping(
-        self, node: yaml.MappingNode, deep: bool = False
-    ) -> dict[Hashable, object]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused below, in PyYAML's words
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"`{key}` is given twice", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, object]:
-    try:
-        # A SafeLoader: it makes plain values only.
-        values = yaml.load(path.read_bytes(), Loader=_UniqueKeyLoader)  # noqa: S506
-    except OSError as exc:
-        raise ConfigError(
-            f"the configuration {path} can't be read", why=exc.strerror or str(exc), path=path
-        ) from exc
-    except (yaml.YAMLError, RecursionError) as exc:
-        # No cause: PyYAML's own text quotes the line, and the line may hold the API key.
-        raise ConfigError(
-            f"the configuration {path} is not valid YAML", why=_yaml_problem(exc), path=path
-        ) from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"the configuration {path} is not a mapping",
-            why=f"its top level is a {type(values).__name__}",
-            fix="write one `name: value` a line, beginning with `model:` and `vector:`",
-            path=path,
-        )
-    return values
-
-
-def _yaml_problem(exc: yaml.YAMLError | RecursionError) -> str:
-    if isinstance(exc, RecursionError):
-        return "it is nested too deeply"
-    if isinstance(exc, yaml.MarkedYAMLError) and exc.problem_mark is not None:
-        mark = exc.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {exc.problem}"
-    return "it is not plain UTF-8 text"
 
 
 def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:

@@ -59,7 +59,7 @@ class Addend:
         if recipe is None:
             own = dict.fromkeys(manifest.tensors, 1.0)
         else:
-            own = tensor_alphas(recipe, manifest.tensors)
+            own = tensor_alphas(recipe, manifest.tensors, is_complete=manifest.complete)
         only = None if recipe is None else own.keys()
         pairing = Pairing(manifest, vocabulary, only=only, is_partial=is_partial)
         alphas = {name: alpha * value for name, value in own.items()}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vllm_rvec.checkpoint.companions import Companions
+    from vllm_rvec.vector.recipe import RecipeVector
 
 __all__ = ["Merge", "merge"]
 
@@ -69,6 +70,7 @@ def merge(
     output: Path,
     *,
     alphas: Sequence[float] = (),
+    recipe: Sequence[RecipeVector] = (),
     vocabulary: str = "strict",
     force: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
@@ -83,6 +85,8 @@ def merge(
         vectors: What is added, in this order; `arithmetic.fuse_all` says why order matters.
         output: The new checkpoint's folder, which must not exist.
         alphas: One coefficient for each vector; 1 for all where none is given.
+        recipe: For each vector, where in the model it is added and how much of it, which its alpha
+            multiplies; all of each where none is given. Paths in it are not looked at.
         vocabulary: What to do where vector and target have different numbers of embedding rows:
             strict, common, skip-embeddings.
         force: Go on where the compatibility check refuses, and log what it found. A tensor that
@@ -94,8 +98,8 @@ def merge(
 
     Raises:
         ConfigError: Vectors and alphas differ in number, an alpha is no number of float32, the
-            output exists or can't be written, or the sum is beyond the range of the target's
-            dtype; then all such tensors are named.
+            recipe does not fit a vector, the output exists or can't be written, or the sum is
+            beyond the range of the target's dtype; then all such tensors are named.
         CheckpointError: The target can't be read.
         VectorFormatError: A vector is none that this version reads.
         VectorCorruptError: A vector is damaged. It is verified first, once: see `verification`.
@@ -104,9 +108,12 @@ def merge(
     located = Located.of(target)
     table = read_table(located.folder)
     opened = [
-        _Vector(VectorReader(where.folder), where, alpha)
-        for where, alpha in zip(
-            map(Located.of, vectors), _checked_alphas(vectors, alphas), strict=True
+        _Vector(VectorReader(where.folder), where, alpha, said)
+        for where, alpha, said in zip(
+            map(Located.of, vectors),
+            _checked_alphas(vectors, alphas),
+            recipe or (None,) * len(vectors),
+            strict=True,
         )
     ]
     for vector in opened:
@@ -140,13 +147,14 @@ class _Vector:
     reader: VectorReader
     located: Located
     alpha: float
+    recipe: RecipeVector | None
 
     def addend(self, vocabulary: str) -> Addend:
-        return Addend.of(self.reader, self.alpha, vocabulary)
+        return Addend.of(self.reader, self.alpha, vocabulary, self.recipe)
 
     def ingredient(self) -> Ingredient:
         digest = file_digest(self.reader.folder / MANIFEST_NAME)
-        return Ingredient(self.located, self.alpha, self.reader.manifest, digest)
+        return Ingredient(self.located, self.alpha, self.reader.manifest, digest, self.recipe)
 
 
 def _checked_alphas(vectors: Sequence[object], alphas: Sequence[float]) -> list[float]:
@@ -166,7 +174,7 @@ def _checked_alphas(vectors: Sequence[object], alphas: Sequence[float]) -> list[
 
 def _check(vector: _Vector, target: Located, vocabulary: str, *, force: bool) -> None:
     """Refuse a vector that does not belong to the target, or log why it is added all the same."""
-    report = check_target(vector.reader, target.folder, vocabulary=vocabulary)
+    report = check_target(vector.reader, target.folder, vocabulary=vocabulary, recipe=vector.recipe)
     report.raise_if_refused(force)
     for verdict in (Verdict.REFUSE, Verdict.WARN):
         lines = list(report.lines(verdict))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.checkpoint.fetch import Located
     from vllm_rvec.vector.manifest import Donor, Manifest
+    from vllm_rvec.vector.recipe import RecipeVector
 
 __all__ = ["Ingredient", "merged_card"]
 
@@ -41,11 +43,17 @@ to which nothing is added is the target's, byte for byte.
 |  | id | revision | alpha | blake3 of vector.json |
 | --- | --- | --- | --- | --- |
 {rows}
-
+{recipe}
 {donors}
 
 Made by {tool} on {created} with `vllm-rvec merge`, vocabulary policy `{vocabulary}`.
 """
+
+
+RECIPE = """
+Of each vector, alpha times what this recipe says was added, and where it says so:
+
+{block}"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,8 @@ class Ingredient:
     manifest: Manifest
     manifest_blake3: str
     """Digest of its vector.json, in hexadecimal."""
+    recipe: RecipeVector | None = None
+    """Where in the model it was added, and how much of it, times `alpha`; all of it where None."""
 
 
 def merged_card(
@@ -85,6 +95,7 @@ def merged_card(
         what="a stored vector" if len(ingredients) == 1 else f"{len(ingredients)} stored vectors",
         formula=_formula(len(ingredients)),
         rows="\n".join(_rows(target, ingredients)),
+        recipe=_recipe(ingredients),
         donors="\n".join(_donor_lines(ingredients)),
         tool=tool,
         created=created,
@@ -120,6 +131,22 @@ def _rows(target: Located, ingredients: Sequence[Ingredient]) -> list[str]:
         f"| {name} | {_code(where.id)} | {_code(where.revision)} | {alpha} | {_code(digest)} |"
         for name, where, alpha, digest in rows
     ]
+
+
+def _recipe(ingredients: Sequence[Ingredient]) -> str:
+    """Show what was said of the vectors, as a file for `--recipe` has it; names in place of paths.
+
+    YAML escapes what a terminal would act on, and a block of code is not Markdown.
+    """
+    said = [
+        each.recipe.model_dump(mode="json", exclude_unset=True) | {"path": _plain(each.vector.id)}
+        for each in ingredients
+        if each.recipe is not None
+    ]
+    if not said:
+        return ""
+    text = yaml.safe_dump({"vectors": said}, sort_keys=False, default_flow_style=None)
+    return RECIPE.format(block=textwrap.indent(text, "    "))
 
 
 def _donor_lines(ingredients: Sequence[Ingredient]) -> list[str]:

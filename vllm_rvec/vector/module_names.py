@@ -1,7 +1,7 @@
 """Where in a model a tensor sits, from its name: the layer, and the kind of module.
 
-For summaries and pictures only: nothing is added, skipped or refused by what stands here. Imports
-no torch.
+For summaries and pictures, and for recipes, which give kinds of module alphas of their own: a name
+that is moved to another kind here changes what a stored recipe adds. Imports no torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-__all__ = ["KINDS", "Place", "place_of"]
+__all__ = ["KINDS", "Place", "place_of", "stack_of"]
 
 
 class Place(NamedTuple):
@@ -68,6 +68,17 @@ def place_of(name: str) -> Place:
     parts = name.split(".")
     numbers = [part for part in parts if LAYER.fullmatch(part)]
     return Place(int(numbers[0]) if numbers else None, _kind(parts))
+
+
+def stack_of(name: str) -> str | None:
+    """Name the stack of layers in which a tensor sits; None for those in no layer.
+
+    >>> stack_of("model.layers.7.self_attn.q_proj.weight")
+    'model.layers'
+    """
+    parts = name.split(".")
+    numbers = [index for index, part in enumerate(parts) if LAYER.fullmatch(part)]
+    return ".".join(parts[: numbers[0]]) if numbers else None
 
 
 def _kind(parts: list[str]) -> str:

@@ -65,7 +65,9 @@ def check_target(
     """
     manifest = vector.manifest
     config, table = read_config(target), read_table(target)
-    only = None if recipe is None else tensor_alphas(recipe, manifest.tensors).keys()
+    only = None
+    if recipe is not None:
+        only = tensor_alphas(recipe, manifest.tensors, is_complete=manifest.complete).keys()
     is_partial = is_for_language_part(manifest, config)
     pairing = Pairing(manifest, vocabulary, only=only, is_partial=is_partial)
     quantization = quantization_level(

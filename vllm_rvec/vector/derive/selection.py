@@ -47,7 +47,7 @@ def select_names(
     if not selected:
         raise ConfigError(
             "the patterns leave no tensor of the vector",
-            why="a tensor that matches --exclude is left out, whatever --include says",
+            why="a tensor that matches `exclude` is left out, whatever `include` says",
             fix="exclude less",
         )
     return selected
