@@ -176,6 +176,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             addends=[self._open_addend(vector, model_config) for vector in self.config.recipe],
             alpha=self.config.alpha,
             dtype=model_config.dtype,
+            fuse_on=self.config.fuse_on,
         )
 
     def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
@@ -225,6 +226,8 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             seconds,
             dict(ledger.materialized) or "none",
         )
+        if summary := stream.placer.summary():
+            logger.info("Added on the way to the GPU: %s", summary)
 
 
 class _FusedModel:
