@@ -217,7 +217,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             return
         ledger = stream.ledger
         logger.info(
-            "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s",
+            "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s%s",
             model_config.model,
             " and ".join(str(addend.reader.folder) for addend in stream.addends),
             stream.alpha,
@@ -225,9 +225,8 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             ledger.elements,
             seconds,
             dict(ledger.materialized) or "none",
+            f"; ways to the GPU: {summary}" if (summary := stream.placer.summary()) else "",
         )
-        if summary := stream.placer.summary():
-            logger.info("Added on the way to the GPU: %s", summary)
 
 
 class _FusedModel:

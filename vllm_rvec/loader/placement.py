@@ -37,8 +37,8 @@ __all__ = ["WAYS", "Choice", "FuseOn", "Placement", "Placer", "Way", "ways_to"]
 
 FuseOn = Literal["auto", "host", "device"]
 
-CHUNK_ELEMENTS: Final = 1 << 22
-"""Elements of a step: 8 MiB of bfloat16 in a buffer, 16 MiB for each float32 tensor that a sum on
+CHUNK_ELEMENTS: Final = 1 << 21
+"""Elements of a step: 4 MiB of bfloat16 in a buffer, 8 MiB for each float32 tensor that a sum on
 the device needs."""
 
 MEASURED_ELEMENTS: Final = 1 << 20
