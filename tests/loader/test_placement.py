@@ -7,10 +7,14 @@ GPU.
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.support.placing import SHAPE, VIEWS, assert_same_bits, make_stored, outputs, weights
 from vllm_rvec.errors import VectorCorruptError
@@ -202,6 +206,52 @@ def test_no_step_is_larger_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None
     seen.clear()
     placed(WAYS[0]).place(theta, 0, [(tensor, 1.0)], torch.empty(theta.shape))
     assert set(seen) == {20, 8}
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run one operation."""
+        found = func(*args, **(kwargs or {}))
+        old = {t.untyped_storage().data_ptr() for t in tree_leaves(args) if is_tensor(t)}
+        for tensor in tree_leaves(found):
+            if is_tensor(tensor) and (key := tensor.untyped_storage().data_ptr()) not in old:
+                self._count(tensor.untyped_storage(), key)
+        return found
+
+    def _count(self, storage: torch.UntypedStorage, key: int) -> None:
+        if key in self._known:
+            return
+        size = storage.nbytes()
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize("kind", ["dense", "gaps", "bitmap", "int8", "padded"])
+def test_memory_does_not_grow_with_the_tensor(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum on the device needs a few numbers for each element of a step, and no more."""
+    monkeypatch.setattr(placement, "CHUNK_ELEMENTS", 4096)
+    tensor, decoded = make_stored(kind, (500, 512))
+    theta = weights(decoded.shape, torch.bfloat16)
+    place, out = placed(WAYS[1]), torch.empty_like(theta)
+    place.place(theta, 0, [(tensor, 0.3)], out)  # makes the buffers
+    with Memory() as memory:
+        place.place(theta, 0, [(tensor, 0.3)], out)
+    assert 4096 * 4 <= memory.peak <= 4096 * 20 < theta.nbytes
 
 
 def test_buffers_take_turns_and_are_as_large_as_what_they_carried() -> None:
