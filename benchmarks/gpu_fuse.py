@@ -1,13 +1,15 @@
 """Add on the host or on the device? With pinned staging or without? The fuse path alone, on a GPU.
 
 Run by `make bench-gpu`; alone: `python -m benchmarks.gpu_fuse`. It needs torch, safetensors, numpy
-and rich, no vLLM: a target's tensors are mapped from a safetensors file into parameters on the
-device, with a vector added on the way, as `placement` does it. `--device cpu` runs the same code
-without a GPU, to try it; its figures mean nothing and have no goals.
+and rich, no vLLM (and numba, which comes with vLLM, for the host's compiled loops): a target's
+tensors are mapped from a safetensors file into parameters on the device, with a vector added on the
+way by the loader's own `placement`: each of its ways, and the one that it chooses. `--device cpu`
+runs the same code without a GPU, to try it; its figures mean nothing and have no goals.
 
-Goals: 90 % of the bandwidth from pinned memory to the device, over the bytes that must move (the
-target's, and for a sum on the device the stored vector's); never more extra device memory than the
-largest tensor. Every way's result is compared with the CPU's, bit for bit, before it is timed.
+Goals, of the way that is chosen: 90 % of the bandwidth from pinned memory to the device, over the
+bytes that must move (the target's, and for a sum on the device the stored vector's). Of every way:
+never more extra device memory than the largest tensor. Each way's result is compared with the
+CPU's, bit for bit, before it is timed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +28,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks.frame import Row, ratios, report
-from benchmarks.placement import DenseParts, Int8Parts, SparseParts, Staging, placements, plain
+from vllm_rvec.loader.placement import WAYS, Placement
+from vllm_rvec.loader.staging import wait_for
+from vllm_rvec.vector.stored import Team
+from vllm_rvec.vector.stored.dense import DenseTensor
+from vllm_rvec.vector.stored.int8 import Int8Tensor
+from vllm_rvec.vector.stored.sparse import GapsTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
-    from benchmarks.placement import Parts
+    from vllm_rvec.vector.stored import StoredTensor
 
 ALPHA = 0.3
 ALPHA_32 = torch.tensor(ALPHA, dtype=torch.float32)
@@ -102,106 +110,140 @@ def _sparse(v: torch.Tensor, changed: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"values": values, "gaps": gaps.to(torch.uint8)}
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A tensor of the target, and the vector's in one encoding."""
+
+    theta: torch.Tensor
+    stored: StoredTensor
+    parts: tuple[torch.Tensor, ...]
+    """What `stored` was opened from."""
+
+
 def measure(path: Path, device: torch.device, repeats: int) -> Iterator[Row]:
-    """Yield the bandwidth, then a row for each way and kind of vector, then the memory."""
-    is_gpu = device.type == "cuda"
+    """Yield the bandwidth, then for each kind of vector and each way: its rows."""
     pinned, pageable = (_bandwidth(device, is_pinned=is_pinned) for is_pinned in (True, False))
     yield Row(
         "host to device, pageable / pinned",
         (pageable / pinned,),
         note=f"{pageable / 1e9:.1f} / {pinned / 1e9:.1f} GB/s",
     )
-    thetas, vectors = open_file(path)
-    outs = [torch.empty_like(theta, device=device) for theta in thetas]
-    for kind, parts in vectors.items():
-        for name, place in placements(Staging(device)).items():
-            _check(place, thetas, parts, outs)
-            yield from _timed(f"{kind}, {name}", place, (thetas, parts, outs), pinned, repeats)
+    team, is_gpu = Team(), device.type == "cuda"
+    for kind, pairs in open_file(path).items():
+        outs = [torch.empty_like(pair.theta, device=device) for pair in pairs]
+        for name, ways in {**{str(way): (way,) for way in WAYS}, "chosen": WAYS}.items():
+            load = Load(Placement(device, team, ways), pairs, outs)
+            _check(load)
+            goal = BANDWIDTH_GOAL if is_gpu and ways == WAYS else None
+            yield from _timed(f"{kind}, {name}", load, pinned, goal, repeats)
             if is_gpu:
-                yield _memory(f"{kind}, {name}", place, (thetas, parts, outs))
+                yield _memory(f"{kind}, {name}", load)
 
 
-def open_file(path: Path) -> tuple[list[torch.Tensor], dict[str, list[Parts]]]:
-    """Return the target's tensors, mapped, and the parts of each kind of vector."""
+def open_file(path: Path) -> dict[str, list[Pair]]:
+    """Map the tensors, and open the vector's in each encoding as the loader does."""
     with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - its API
     names = sorted(name.removesuffix(".theta") for name in tensors if name.endswith(".theta"))
-    dense = [DenseParts(tensors[f"{name}.dense"]) for name in names]
-    int8 = [Int8Parts(tensors[f"{name}.int8"], tensors[f"{name}.scale"]) for name in names]
-    sparse = [SparseParts(tensors[f"{name}.values"], tensors[f"{name}.gaps"]) for name in names]
-    thetas = [tensors[f"{name}.theta"] for name in names]
-    return thetas, {"dense": [*dense], "sparse": [*sparse], "int8": [*int8]}
+    return {
+        kind: [opened(kind, name, tensors) for name in names] for kind in ("dense", "gaps", "int8")
+    }
 
 
-def _check(
-    place: Callable[..., int],
-    thetas: list[torch.Tensor],
-    vector: list[Parts],
-    outs: list[torch.Tensor],
-) -> None:
-    for number, (theta, parts, out) in enumerate(zip(thetas, vector, outs, strict=True)):
-        out.zero_()
-        place(theta, parts, ALPHA, out)
-        _wait(out.device)
-        expected = (theta.float() + ALPHA_32 * _whole(parts, theta)).bfloat16()
-        if not torch.equal(out.cpu().view(torch.int16), expected.view(torch.int16)):
-            count = int((out.cpu().view(torch.int16) != expected.view(torch.int16)).sum())
-            raise AssertionError(f"tensor {number}: {count} results are not the CPU's, bit for bit")
+def opened(kind: str, name: str, tensors: Mapping[str, torch.Tensor]) -> Pair:
+    """Open one tensor."""
+    theta = tensors[f"{name}.theta"]
+    if kind == "dense":
+        v = tensors[f"{name}.dense"]
+        return Pair(theta, DenseTensor(v), (v,))
+    if kind == "int8":
+        steps, scale = tensors[f"{name}.int8"], tensors[f"{name}.scale"]
+        return Pair(theta, Int8Tensor(steps, scale), (steps, scale))
+    values, gaps = tensors[f"{name}.values"], tensors[f"{name}.gaps"]
+    shape = (theta.shape[0], theta.shape[1])
+    return Pair(theta, GapsTensor(name, shape, values, gaps), (values, gaps))
 
 
-def _whole(parts: Parts, theta: torch.Tensor) -> torch.Tensor:
-    """Decode a tensor of a vector at once, on the CPU: nothing that `placement` does is used."""
-    tensors = parts.tensors()
-    if isinstance(parts, DenseParts):
-        return tensors[0].float()
-    if isinstance(parts, Int8Parts):
-        return tensors[0].float() * tensors[1].unsqueeze(1)
-    v = torch.zeros(theta.numel())
-    v[torch.cumsum(tensors[1].long() + 1, 0) - 1] = tensors[0].float()
-    return v.view(theta.shape)
+@dataclass(frozen=True, slots=True)
+class Load:
+    """All tensors, brought to the device."""
+
+    placement: Placement
+    pairs: list[Pair]
+    outs: list[torch.Tensor]
+
+    def run(self) -> tuple[float, int]:
+        """Return the seconds, and the bytes that had to move."""
+        before = self.placement.sent_bytes
+        seconds = _seconds(self.placement.device, self._place)
+        return seconds, self.placement.sent_bytes - before
+
+    def run_plain(self) -> float:
+        """Move theta alone, as vLLM does; return the seconds."""
+        return _seconds(self.placement.device, self._copy)
+
+    def _place(self) -> None:
+        for pair, out in zip(self.pairs, self.outs, strict=True):
+            self.placement.place(pair.theta, 0, [(pair.stored, ALPHA)], out)
+
+    def _copy(self) -> None:
+        for pair, out in zip(self.pairs, self.outs, strict=True):
+            out.copy_(pair.theta)
 
 
-Sides = tuple[list[torch.Tensor], "list[Parts]", list[torch.Tensor]]
+def _check(load: Load) -> None:
+    """Compare with the CPU's sum, until a way was chosen where there are several."""
+    for _ in range(1 + 2 * len(WAYS) // len(load.pairs)):
+        for out in load.outs:
+            out.zero_()
+        load.run()
+        for number, (pair, out) in enumerate(zip(load.pairs, load.outs, strict=True)):
+            expected = (pair.theta.float() + ALPHA_32 * _whole(pair)).bfloat16()
+            different = out.cpu().view(torch.int16) != expected.view(torch.int16)
+            if different.any():
+                raise AssertionError(
+                    f"tensor {number}: {int(different.sum())} results are not the CPU's bits"
+                )
 
 
-def _load(place: Callable[..., int], sides: Sides) -> tuple[float, int]:
-    """Place all tensors; return the seconds, and the bytes that had to move."""
-    device = sides[2][0].device
-    _wait(device)
-    started = time.perf_counter()
-    moved = sum(place(theta, parts, ALPHA, out) for theta, parts, out in zip(*sides, strict=True))
-    _wait(device)
-    return time.perf_counter() - started, moved
+def _whole(pair: Pair) -> torch.Tensor:
+    """Decode a tensor of a vector at once, on the CPU, by no code of the package."""
+    first, *others = pair.parts
+    if pair.stored.kind == "dense":
+        return first.float()
+    if pair.stored.kind == "int8":
+        return first.float() * others[0].unsqueeze(1)
+    v = torch.zeros(pair.theta.numel())
+    v[torch.cumsum(others[0].long() + 1, 0) - 1] = first.float()
+    return v.view(pair.theta.shape)
 
 
-def _timed(
-    name: str, place: Callable[..., int], sides: Sides, pinned: float, repeats: int
-) -> Iterator[Row]:
-    rounds = [(_load(place, sides), _load(plain, sides)) for _ in range(repeats)]
+def _timed(name: str, load: Load, pinned: float, goal: float | None, repeats: int) -> Iterator[Row]:
+    rounds = [(load.run(), load.run_plain()) for _ in range(repeats)]
     seconds = [own[0] for own, _ in rounds]
     moved = rounds[0][0][1]
-    is_goal = sides[2][0].device.type == "cuda" and "pinned" in name
+    chosen = ", ".join(map(str, load.placement.chosen.values()))
     yield Row(
         f"{name}: share of the pinned bandwidth",
         tuple(moved / took / pinned for took in seconds),
-        BANDWIDTH_GOAL if is_goal else None,
+        goal,
         limit="1",
         at_least=True,
-        note=f"{moved / statistics.median(seconds) / 1e9:.1f} GB/s of {moved / 1e9:.2f} GB",
+        note=f"{moved / statistics.median(seconds) / 1e9:.1f} GB/s of {moved / 1e9:.2f} GB"
+        + (f": {chosen}" if name.endswith("chosen") else ""),
     )
-    others = [other[0] for _, other in rounds]
-    yield Row(f"{name}: seconds / plain, pageable", **ratios(seconds, others))
+    yield Row(f"{name}: seconds / plain, pageable", **ratios(seconds, [own for _, own in rounds]))
 
 
-def _memory(name: str, place: Callable[..., int], sides: Sides) -> Row:
-    device = sides[2][0].device
+def _memory(name: str, load: Load) -> Row:
+    device = load.placement.device
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    _load(place, sides)
+    load.run()
     extra = torch.cuda.max_memory_allocated(device) - before
-    largest = max(theta.nbytes for theta in sides[0])
+    largest = max(pair.theta.nbytes for pair in load.pairs)
     return Row(
         f"{name}: extra device memory / largest tensor",
         (extra / largest,),
@@ -212,23 +254,24 @@ def _memory(name: str, place: Callable[..., int], sides: Sides) -> Row:
 
 
 def _bandwidth(device: torch.device, *, is_pinned: bool) -> float:
-    """Return bytes a second from the host to the device, the best of five."""
+    """Return bytes a second from the host to the device, the best of six."""
     size = BANDWIDTH_BYTES if device.type == "cuda" else BANDWIDTH_BYTES // 16
     host = torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned and device.type == "cuda")
     host.zero_()
-    there, best = torch.empty(size, dtype=torch.uint8, device=device), float("inf")
-    for _ in range(6):
-        _wait(device)
-        started = time.perf_counter()
+    there = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def copy() -> None:
         there.copy_(host, non_blocking=True)
-        _wait(device)
-        best = min(best, time.perf_counter() - started)
-    return size / best
+
+    return size / min(_seconds(device, copy) for _ in range(6))
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    wait_for(device)
+    started = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

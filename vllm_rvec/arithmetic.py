@@ -83,7 +83,7 @@ def fuse(
         theta: The target's tensor, any shape and strides, one of `FLOAT_DTYPES`, on the CPU.
         vector: The task vector's tensor, same shape, one of `FLOAT_DTYPES`, on the CPU.
         alpha: The scaling coefficient; rounded to float32.
-        out: Same shape, one of `FLOAT_DTYPES`; any device. May not overlap the inputs.
+        out: Same shape, one of `FLOAT_DTYPES`, on the CPU. May not overlap the inputs.
 
     Returns:
         `out`.
@@ -94,9 +94,6 @@ def fuse(
     """
     if alpha == 0:
         return out.copy_(theta)
-    if out.device.type != "cpu":
-        # IEEE sums are the CPU's: a GPU compiler may contract the product and the sum.
-        return out.copy_(fuse(theta, vector, alpha, out=torch.empty_like(theta, dtype=out.dtype)))
     if theta.dtype == vector.dtype == out.dtype:
         return torch.addcmul(theta, vector, _ONES[theta.dtype], value=alpha, out=out)
     if theta.dim() == 0:

@@ -9,6 +9,7 @@ import pytest
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.formats import BASE_FORMATS, REFUSED_FORMATS, VLLM_KEYS
+from vllm_rvec.loader.placement import FuseOn
 from vllm_rvec.vector.compatibility.structure import VOCABULARY_POLICIES
 
 
@@ -34,7 +35,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
         assert part in text
-    assert "the keys are: vector, vectors, alpha, vocabulary, force, base_format, kv_conn" in text
+    assert "the keys are: vector, vectors, alpha, vocabulary, force, fuse_on, base_format" in text
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])
@@ -42,6 +43,15 @@ def test_an_alpha_that_is_no_finite_number_is_refused(alpha: object) -> None:
     """Also the text "1" and true, which YAML and JSON make easy to write."""
     with pytest.raises(ConfigError, match="alpha"):
         LoaderConfig.split({"vector": "v", "alpha": alpha})
+
+
+def test_where_a_gpu_adds_is_one_of_three() -> None:
+    """Left alone, it is measured."""
+    assert LoaderConfig.split({"vector": "v"})[0].fuse_on == "auto"
+    assert LoaderConfig.split({"vector": "v", "fuse_on": "device"})[0].fuse_on == "device"
+    assert get_args(LoaderConfig.model_fields["fuse_on"].annotation) == get_args(FuseOn)
+    with pytest.raises(ConfigError, match=r"fuse_on: .*'auto', 'host' or 'device'"):
+        LoaderConfig.split({"vector": "v", "fuse_on": "gpu"})
 
 
 def test_a_policy_is_one_of_three_and_force_is_true_or_false() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
+from vllm_rvec.loader.placement import Placer
 from vllm_rvec.vector.stored import Team
 from vllm_rvec.vector.stored.dense import DenseTensor
 
@@ -20,7 +21,8 @@ def pair(*shape: int, dtype: torch.dtype = torch.bfloat16) -> tuple[FusedTensor,
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(shape, generator=generator).to(dtype)
     v = (torch.randn(shape, generator=generator) * 0.1).to(dtype)
-    fusion = Fusion(((DenseTensor(v), ALPHA),), 0, dtype, FuseLedger(), Team(1))
+    team = Team(1)
+    fusion = Fusion(((DenseTensor(v), ALPHA),), 0, dtype, FuseLedger(), team, Placer(team))
     return FusedTensor(theta, fusion), reference(theta, v, dtype)
 
 

@@ -92,6 +92,16 @@ def test_another_serving_dtype_is_rounded_to_once(
     assert_same(load(family.target, "rvec", dtype=dtype, vector=str(vector), alpha=0.3), merged)
 
 
+def test_where_a_gpu_would_add_changes_nothing_on_the_cpu(family: Family, vector: Path) -> None:
+    """Its parameters are written straight, whatever the key says."""
+    plain = load(family.target, "rvec", vector=str(vector), alpha=0.3)
+    for where in ("host", "device"):
+        fused = load(family.target, "rvec", vector=str(vector), alpha=0.3, fuse_on=where)
+        assert fused.loader.stream.fuse_on == where
+        assert fused.loader.stream.placer.summary() == ""
+        assert_same(fused, plain)
+
+
 def test_alpha_zero_is_the_target_bit_for_bit(family: Family, vector: Path) -> None:
     """The base variant is the unchanged target."""
     assert_same(load(family.target, "rvec", vector=str(vector), alpha=0), load(family.target))

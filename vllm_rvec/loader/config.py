@@ -40,6 +40,8 @@ class LoaderConfig(BaseModel):
     rows of both, or leave embedding and output head as they are."""
     force: bool = False
     """Go on where the check refuses: log it, and leave unfused what does not fit."""
+    fuse_on: Literal["auto", "host", "device"] = "auto"
+    """Where to add what goes to parameters on a GPU; auto measures which is faster."""
     base_format: str = "safetensors"
     """How vLLM reads the target's own tensors: one of `BASE_FORMATS`."""
 

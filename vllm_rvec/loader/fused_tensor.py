@@ -25,6 +25,7 @@ from vllm_rvec.vector.stored import fuse_view
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vllm_rvec.loader.placement import Placer
     from vllm_rvec.vector.stored import Team, Term
 
 __all__ = ["FuseLedger", "FusedTensor", "Fusion"]
@@ -84,13 +85,16 @@ class Fusion:
     """Where to count."""
     team: Team
     """Threads to share the work."""
+    placer: Placer
+    """What brings it into parameters that are not on the CPU."""
 
 
 class FusedTensor(torch.Tensor):
     """theta + the sum of alpha * v, not computed yet.
 
     Args:
-        theta: The target's tensor, contiguous, or a view of it; on the CPU.
+        theta: The target's tensor, contiguous, or a view of it; on the CPU, or on a device that
+            sums may be computed on.
         fusion: How to compute the sum.
     """
 
@@ -139,18 +143,22 @@ class FusedTensor(torch.Tensor):
             return out  # vLLM's reload first counts what each loader would copy
         self._fusion.ledger.copies += 1
         self._fusion.ledger.elements += out.numel()
-        if out.device.type == "cpu":
-            return self._sum(out)
-        return out.copy_(self._sum(torch.empty(self.shape, dtype=out.dtype)))
+        return self._sum(out)
 
     def materialize(self, operation: str) -> torch.Tensor:
         """Compute the sum as a plain tensor, for an operation that needs it."""
         self._fusion.ledger.materialized[operation] += 1
-        return self._sum(torch.empty(self.shape, dtype=self.dtype))
+        return self._sum(torch.empty(self.shape, dtype=self.dtype, device=self.device))
 
     def _sum(self, out: torch.Tensor) -> torch.Tensor:
-        fusion = self._fusion
-        return fuse_view(self._theta, fusion.origin, fusion.terms, out, fusion.team)
+        theta, fusion = self._theta, self._fusion
+        here, there = theta.device, out.device
+        if here.type == there.type == "cpu":
+            return fuse_view(theta, fusion.origin, fusion.terms, out, fusion.team)
+        if here.type == "cpu" or here == there:
+            return fusion.placer.on(there).place(theta, fusion.origin, fusion.terms, out)
+        # Weights that were streamed to a device, for a parameter that is elsewhere.
+        return out.copy_(self._sum(torch.empty(self.shape, dtype=out.dtype, device=here)))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub forgets the class

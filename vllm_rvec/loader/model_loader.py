@@ -176,6 +176,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             addends=[self._open_addend(vector, model_config) for vector in self.config.recipe],
             alpha=self.config.alpha,
             dtype=model_config.dtype,
+            fuse_on=self.config.fuse_on,
         )
 
     def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
@@ -216,7 +217,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             return
         ledger = stream.ledger
         logger.info(
-            "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s",
+            "Fused %s with %s at alpha %s: %d copies, %d elements, %.2f s; computed early: %s%s",
             model_config.model,
             " and ".join(str(addend.reader.folder) for addend in stream.addends),
             stream.alpha,
@@ -224,6 +225,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             ledger.elements,
             seconds,
             dict(ledger.materialized) or "none",
+            f"; ways to the GPU: {summary}" if (summary := stream.placer.summary()) else "",
         )
 
 

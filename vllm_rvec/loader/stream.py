@@ -13,6 +13,7 @@ import torch
 
 from vllm_rvec.arithmetic import FLOAT_DTYPES
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
+from vllm_rvec.loader.placement import Placer
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
 from vllm_rvec.vector.compatibility.quantization import quantization_level
 from vllm_rvec.vector.compatibility.structure import structure_level, tensor_findings
@@ -21,6 +22,7 @@ from vllm_rvec.vector.stored import Team
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from vllm_rvec.loader.placement import FuseOn
     from vllm_rvec.vector.addend import Addend
     from vllm_rvec.vector.compatibility.report import Level
 
@@ -42,6 +44,8 @@ class FusedStream:
     """What the alphas of all addends were multiplied with; at 0 every tensor stays as it is."""
     dtype: torch.dtype
     """The model's dtype."""
+    fuse_on: FuseOn = "auto"
+    """Where to add what goes to parameters on a GPU."""
     ledger: FuseLedger = field(default_factory=FuseLedger)
     """What was fused."""
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -53,8 +57,11 @@ class FusedStream:
     _samples: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
     _probes: list[LineageProbe] = field(init=False)
     _team: Team = field(default_factory=Team)
+    placer: Placer = field(init=False)
+    """What brings sums to a GPU."""
 
     def __post_init__(self) -> None:
+        self.placer = Placer(self._team, self.fuse_on)
         self._probes = [LineageProbe(a.reader.manifest, MOST_SAMPLED) for a in self.addends]
 
     def fuse(
@@ -76,6 +83,7 @@ class FusedStream:
                 self.quantized.add(name)
             yield name, self._sum(name, theta)
             self._sample(name, theta)  # by now its pages are in memory
+        self.placer.finish()
         for addend in self.addends:
             addend.reader.check_unchanged()
         self.is_complete = True
@@ -130,8 +138,9 @@ class FusedStream:
         terms = tuple(term for term in found if term is not None)
         if not terms:
             return theta
-        # Some of vLLM's loaders stream into a device's memory; the sum is the CPU's.
-        theta = theta.cpu().contiguous()
+        # Some of vLLM's loaders stream into a device's memory.
+        theta = (theta if self.placer.adds_on(theta.device) else theta.cpu()).contiguous()
         dtype = torch.promote_types(theta.dtype, self.dtype)
         origin = int(theta.storage_offset())
-        return FusedTensor(theta, Fusion(terms, origin, dtype, self.ledger, self._team))
+        fusion = Fusion(terms, origin, dtype, self.ledger, self._team, self.placer)
+        return FusedTensor(theta, fusion)

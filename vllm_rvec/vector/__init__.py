@@ -4,7 +4,20 @@ FORMAT.md beside this file is the specification. Importing this package imports 
 `extract` does, and so does reading a tensor.
 """
 
-from vllm_rvec.vector.manifest import Manifest, TensorEntry
-from vllm_rvec.vector.reader import VectorReader
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_rvec.vector.manifest import Manifest, TensorEntry
+    from vllm_rvec.vector.reader import VectorReader
 
 __all__ = ["Manifest", "TensorEntry", "VectorReader"]
+
+ROOMS = {"Manifest": "manifest", "TensorEntry": "manifest", "VectorReader": "reader"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for: `stored` needs PyTorch and NumPy alone."""
+    if name not in ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{ROOMS[name]}"), name)

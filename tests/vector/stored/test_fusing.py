@@ -194,6 +194,59 @@ def test_any_stretch_decodes_to_the_same_elements(kind: str, loops: str, tmp_pat
         assert_same_bits(tensor.read(start, stop), flat[start:stop])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_stretch_is_decoded_elsewhere_to_the_same_elements(
+    kind: str, loops: str, tmp_path: Path
+) -> None:
+    """From copies of what is sent, of no more bytes than the elements have."""
+    tensor, decoded = stored(kind, tmp_path / "v")
+    flat, end = decoded.reshape(-1), decoded.numel()
+    starts = (0, 1, 47, 48, 90, 777, 3100, 3215, 3216, 3217, end - 1)
+    for start in starts:
+        for count in (0, 1, 7, 48, 191, 1000, end):
+            stop = min(start + count, end)
+            sent, decode = tensor.compact(start, stop)
+            assert all(part.is_contiguous() for part in sent)
+            found = decode([part.clone() for part in sent])
+            assert_same_bits(found, flat[start:stop])
+            assert_same_bits(tensor.read(start, stop), flat[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("gaps", 0.1), ("bitmap", 0.48), ("int8", 0.55), ("dense", 1.0)]
+)
+def test_what_is_sent_is_as_small_as_what_is_stored(
+    kind: str, share: float, tmp_path: Path
+) -> None:
+    """Of the bytes that the tensor has in bfloat16: here as many values are stored as say so."""
+    tensor, decoded = stored(kind, tmp_path / "v")
+    for start, stop in ((0, decoded.numel()), (480, 2880)):
+        sent, _ = tensor.compact(start, stop)
+        assert sum(part.nbytes for part in sent) <= share * (stop - start) * 2
+
+
+def test_gaps_of_two_bytes_are_decoded_elsewhere(loops: str) -> None:
+    """Also those that are no positive numbers of sixteen bits with a sign."""
+    gaps = torch.tensor([3, 40_000, 65_535, 32_768, 0], dtype=torch.int32).to(torch.uint16)
+    values = torch.tensor([1.0, 2.0, -0.0, 4.0, 5.0]).bfloat16()
+    tensor = sparse.GapsTensor("w", (2, 100_000), values, gaps)
+    for start, stop in ((0, 200_000), (4, 60_000), (40_004, 40_005), (105_540, 200_000)):
+        sent, decode = tensor.compact(start, stop)
+        assert_same_bits(decode([part.clone() for part in sent]), tensor.read(start, stop))
+
+
+@pytest.mark.parametrize("make", [sparse.GapsTensor, sparse.BitmapTensor])
+def test_a_sparse_tensor_without_values_is_zeros_everywhere(
+    make: type[sparse.GapsTensor | sparse.BitmapTensor],
+) -> None:
+    """Nothing is sent for it."""
+    places = torch.zeros(16 if make is sparse.BitmapTensor else 0, dtype=torch.uint8)
+    tensor = make("w", (8, 16), torch.empty(0, dtype=torch.bfloat16), places)
+    sent, decode = tensor.compact(3, 100)
+    assert sum(part.nbytes for part in sent) == 0
+    assert_same_bits(decode([part.clone() for part in sent]), torch.zeros(97).bfloat16())
+
+
 def test_a_large_tensor_crosses_every_real_seam(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,6 +265,10 @@ def test_a_large_tensor_crosses_every_real_seam(
         decoded = tensor.read(0, v.numel()).view(v.shape)
         out = fuse_view(theta, 0, [(tensor, 0.3)], torch.empty_like(theta), Team(2))
         assert_same_bits(out, reference(theta, [(decoded, 0.3)], torch.bfloat16))
+        for start, stop in ((0, v.numel()), (262_143, 524_290), (123_456, 1_234_567)):
+            sent, decode = tensor.compact(start, stop)
+            found = decode([part.clone() for part in sent])
+            assert_same_bits(found, decoded.reshape(-1)[start:stop])
 
 
 def test_nan_and_infinity_of_a_target_stay_so(tmp_path: Path) -> None:
@@ -231,26 +288,14 @@ def test_nan_and_infinity_of_a_target_stay_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", ["gaps", "bits"])
 def test_parts_that_contradict_each_other_are_refused(change: str, loops: str) -> None:
     """Before anything is written by them."""
-    from vllm_rvec.vector.manifest import TensorEntry
-
-    entry = TensorEntry(
-        shape=(8, 16),
-        dtype="BF16",
-        encoding="sparse",
-        scaling=None,
-        norm=1.0,
-        base_norm=None,
-        changed=None,
-        error=0.0,
-    )
     four = torch.ones(4, dtype=torch.bfloat16)
     tensor: StoredTensor
     if change == "gaps":
-        tensor = sparse.GapsTensor("w", entry, four, torch.full((4,), 32, dtype=torch.uint8))
+        tensor = sparse.GapsTensor("w", (8, 16), four, torch.full((4,), 32, dtype=torch.uint8))
     else:
         bitmap = torch.zeros(16, dtype=torch.uint8)
         bitmap[3] = 0x1F
-        tensor = sparse.BitmapTensor("w", entry, four, bitmap)
+        tensor = sparse.BitmapTensor("w", (8, 16), four, bitmap)
     theta = torch.zeros(8, 16, dtype=torch.bfloat16)
     with pytest.raises(VectorCorruptError, match="'w' of the vector is damaged"):
         fuse_view(theta, 0, [(tensor, 1.0)], torch.empty_like(theta), Team(1))

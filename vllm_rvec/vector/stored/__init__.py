@@ -9,6 +9,6 @@ from vllm_rvec.vector.stored.fusing import Term, fuse_view
 from vllm_rvec.vector.stored.opening import open_stored
 from vllm_rvec.vector.stored.padded import PaddedTensor
 from vllm_rvec.vector.stored.team import Team
-from vllm_rvec.vector.stored.tensor import StoredTensor
+from vllm_rvec.vector.stored.tensor import Compact, StoredTensor
 
-__all__ = ["PaddedTensor", "StoredTensor", "Team", "Term", "fuse_view", "open_stored"]
+__all__ = ["Compact", "PaddedTensor", "StoredTensor", "Team", "Term", "fuse_view", "open_stored"]

@@ -29,6 +29,7 @@ class DenseTensor(StoredTensor):
         tensor: Contiguous, one of `arithmetic.FLOAT_DTYPES`.
     """
 
+    kind = "dense"
     is_view = True
 
     def __init__(self, tensor: torch.Tensor) -> None:

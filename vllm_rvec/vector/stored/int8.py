@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from vllm_rvec.vector.stored.compiled import compiled_loops, numbers
-from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
+from vllm_rvec.vector.stored.tensor import Compact, StoredTensor, as_array, as_row
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
@@ -29,6 +29,7 @@ class Int8Tensor(StoredTensor):
         scales: Float32, one for each row; a row is the last dimension.
     """
 
+    kind = "int8"
     dtype = torch.float32
 
     def __init__(self, steps: torch.Tensor, scales: torch.Tensor) -> None:
@@ -41,11 +42,21 @@ class Int8Tensor(StoredTensor):
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Multiply every row of a stretch with its scale."""
         if stop <= start:
-            return torch.empty(0)
+            return torch.empty(0, dtype=torch.float32)
         first, last = start // self._columns, -(-stop // self._columns)
         rows = self._steps[first * self._columns : last * self._columns].view(-1, self._columns)
         whole = rows.float().mul_(self._scales[first:last].unsqueeze(1)).view(-1)
         return whole[start - first * self._columns : stop - first * self._columns]
+
+    def compact(self, start: int, stop: int) -> Compact:
+        """Give the bytes of whole rows, and their scales; of a single row, the stretch's bytes."""
+        if stop <= start:
+            return super().compact(start, stop)
+        columns = self._columns
+        first, last = start // columns, -(-stop // columns)
+        whole = (start, stop) if last - first == 1 else (first * columns, last * columns)
+        sent = self._steps[slice(*whole)], self._scales[first:last]
+        return Compact(sent, partial(_decode, start=start - whole[0], count=stop - start))
 
     def add(
         self, theta: torch.Tensor, out: torch.Tensor, origin: int, alpha: float, team: Team
@@ -87,6 +98,13 @@ class Int8Tensor(StoredTensor):
                 numbers(rows, columns, window.stride, window.out_stride),
                 alpha,
             )
+
+
+def _decode(tensors: Sequence[torch.Tensor], *, start: int, count: int) -> torch.Tensor:
+    """Multiply rows with their scales, and take a stretch of them."""
+    steps, scales = tensors
+    rows = steps.view(scales.numel(), -1).float().mul_(scales.unsqueeze(1))
+    return rows.view(-1)[start : start + count]
 
 
 def _pieces(window: Window, team: Team) -> Iterator[tuple[int, int, int, int]]:

@@ -28,6 +28,7 @@ class LowRankTensor(StoredTensor):
         lora_b: `[out, R]`.
     """
 
+    kind = "lowrank"
     dtype = torch.float32
 
     def __init__(self, entry: TensorEntry, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
@@ -42,7 +43,7 @@ class LowRankTensor(StoredTensor):
         """Multiply the blocks of rows that a stretch is in."""
         size = self._rows * self.shape[1]
         if stop <= start or size == 0:
-            return torch.empty(0)
+            return torch.empty(0, dtype=torch.float32)
         blocks = range(start // size, -(-stop // size))
         parts = [
             self._block(block)[max(0, start - block * size) : stop - block * size]

@@ -37,5 +37,5 @@ def open_stored(entry: TensorEntry, name: str, parts: Mapping[str, torch.Tensor]
         return LowRankTensor(entry, parts[name + LORA_A], parts[name + LORA_B])
     values = parts[name + VALUES]
     if name + BITMAP in parts:
-        return BitmapTensor(name, entry, values, parts[name + BITMAP])
-    return GapsTensor(name, entry, values, parts[name + GAPS])
+        return BitmapTensor(name, entry.shape, values, parts[name + BITMAP])
+    return GapsTensor(name, entry.shape, values, parts[name + GAPS])

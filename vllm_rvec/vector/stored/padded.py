@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 import torch
 
-from vllm_rvec.vector.stored.tensor import StoredTensor
+from vllm_rvec.vector.stored.tensor import Compact, StoredTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["PaddedTensor"]
 
@@ -20,6 +26,7 @@ class PaddedTensor(StoredTensor):
     """
 
     def __init__(self, stored: StoredTensor, shape: tuple[int, ...], zero: float) -> None:
+        self.kind = stored.kind
         self.shape = shape
         self.dtype = stored.dtype
         self.size_bytes = stored.size_bytes
@@ -33,3 +40,15 @@ class PaddedTensor(StoredTensor):
             return self._stored.read(start, stop)
         padding = torch.full((stop - max(start, end),), self._zero, dtype=self.dtype)
         return torch.cat((self._stored.read(start, end), padding)) if start < end else padding
+
+    def compact(self, start: int, stop: int) -> Compact:
+        """Give the tensor's own part of a stretch; the padding is made where it is decoded."""
+        end = max(start, min(stop, self._stored.elements))
+        own = self._stored.compact(start, end)
+        return Compact(own.tensors, partial(self._decode, own=own, padding=max(stop, start) - end))
+
+    def _decode(
+        self, tensors: Sequence[torch.Tensor], *, own: Compact, padding: int
+    ) -> torch.Tensor:
+        values = own.decode(tensors)
+        return torch.cat((values, values.new_full((padding,), self._zero))) if padding else values

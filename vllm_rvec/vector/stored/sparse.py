@@ -9,16 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vllm_rvec.checkpoint.dtypes import TORCH_DTYPES
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector.stored.compiled import compiled_loops, numbers
-from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
+from vllm_rvec.vector.stored.tensor import Compact, StoredTensor, as_array, as_row
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from vllm_rvec.vector.manifest import TensorEntry
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
 
@@ -35,10 +33,14 @@ class _SparseTensor(StoredTensor):
     """What both ways to store positions share: chunks, and an index of where they begin."""
 
     def __init__(
-        self, name: str, entry: TensorEntry, values: torch.Tensor, positions: torch.Tensor
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        values: torch.Tensor,
+        positions: torch.Tensor,
     ) -> None:
-        self.shape = entry.shape
-        self.dtype = TORCH_DTYPES[entry.dtype]
+        self.shape = shape
+        self.dtype = values.dtype
         self.size_bytes = values.nbytes + positions.nbytes
         self._name = name
         self._values = values
@@ -117,16 +119,39 @@ class GapsTensor(_SparseTensor):
 
     Args:
         name: The tensor's.
-        entry: The manifest's.
+        shape: The tensor's.
         values: `[k]`.
         gaps: `[k]`, one or two bytes each.
     """
 
+    kind = "gaps"
+
     def __init__(
-        self, name: str, entry: TensorEntry, values: torch.Tensor, gaps: torch.Tensor
+        self, name: str, shape: tuple[int, ...], values: torch.Tensor, gaps: torch.Tensor
     ) -> None:
-        super().__init__(name, entry, values, gaps)
+        super().__init__(name, shape, values, gaps)
         self._gaps = gaps.numpy()
+
+    def compact(self, start: int, stop: int) -> Compact:
+        """Give the values of a stretch, and their gaps."""
+        (first, origin), (last, _) = self._seek(start), self._seek(stop)
+        if last <= first:
+            return _zeros(stop - start, self.dtype)
+        gaps = self._gaps[first:last]
+        # PyTorch computes little with uint16; a bit mask makes the same numbers of int16.
+        sent = torch.from_numpy(gaps.view(np.int16) if gaps.itemsize == 2 else gaps)
+        decode = partial(_decode_gaps, before=origin - start, count=stop - start)
+        return Compact((self._values[first:last], sent), decode)
+
+    def _seek(self, element: int) -> tuple[int, int]:
+        """Find the first value that is not before an element, and where its gap begins."""
+        chunk = int(np.searchsorted(self._starts, element, side="right")) - 1
+        chunk = max(0, min(chunk, len(self._starts) - 2))
+        place = int(self._starts[chunk])
+        first, last = self._values_of(chunk, chunk + 1)
+        ends = place + np.cumsum(self._gaps[first:last].astype(np.int64) + 1)
+        count = int(np.searchsorted(ends, element, side="right"))
+        return first + count, int(ends[count - 1]) if count else place
 
     @cached_property
     def _starts(self) -> Array:
@@ -177,19 +202,35 @@ class BitmapTensor(_SparseTensor):
 
     Args:
         name: The tensor's.
-        entry: The manifest's.
+        shape: The tensor's.
         values: `[k]`.
         bitmap: Bytes, whole words of eight.
     """
 
+    kind = "bitmap"
+
     def __init__(
-        self, name: str, entry: TensorEntry, values: torch.Tensor, bitmap: torch.Tensor
+        self, name: str, shape: tuple[int, ...], values: torch.Tensor, bitmap: torch.Tensor
     ) -> None:
-        super().__init__(name, entry, values, bitmap)
+        super().__init__(name, shape, values, bitmap)
         self._bytes = bitmap.numpy()
         # A file's tensors need not lie at multiples of eight.
         aligned = self._bytes if self._bytes.ctypes.data % 8 == 0 else self._bytes.copy()
         self._words = aligned.view(np.uint64)
+
+    def compact(self, start: int, stop: int) -> Compact:
+        """Give the values of a stretch, and the bytes of the bitmap that have its bits."""
+        if stop <= start or (first := self._seek(start)) == (last := self._seek(stop)):
+            return _zeros(stop - start, self.dtype)
+        whole = torch.from_numpy(self._bytes[start // 8 : -(-stop // 8)])
+        decode = partial(_decode_bitmap, start=start % 8, count=stop - start)
+        return Compact((self._values[first:last], whole), decode)
+
+    def _seek(self, element: int) -> int:
+        """Count the values before an element."""
+        chunk = min(element // (CHUNK_WORDS * 64), len(self._starts) - 1)
+        before = self._bits(chunk, chunk + 1)[: element - chunk * CHUNK_WORDS * 64]
+        return int(self._first_values[chunk]) + int(np.count_nonzero(before))
 
     @cached_property
     def _starts(self) -> Array:
@@ -251,3 +292,28 @@ class BitmapTensor(_SparseTensor):
     def _bits(self, first: int, last: int) -> np.ndarray:
         packed = self._bytes[first * CHUNK_WORDS * 8 : last * CHUNK_WORDS * 8]
         return np.unpackbits(packed, bitorder="little").view(bool)
+
+
+def _zeros(count: int, dtype: torch.dtype) -> Compact:
+    """Give a stretch without values: nothing is sent but a tensor that says where to decode."""
+    count = max(0, count)
+    return Compact((torch.empty(0, dtype=dtype),), lambda tensors: tensors[0].new_zeros(count))
+
+
+def _decode_gaps(tensors: Sequence[torch.Tensor], *, before: int, count: int) -> torch.Tensor:
+    """Put values behind their gaps; `before` is where the first gap begins."""
+    values, gaps = tensors
+    steps = gaps.to(torch.int64)
+    if gaps.dtype == torch.int16:
+        steps.bitwise_and_(0xFFFF)
+    at = steps.add_(1).cumsum_(0).add_(before - 1)
+    return values.new_zeros(count).index_copy_(0, at, values)
+
+
+def _decode_bitmap(tensors: Sequence[torch.Tensor], *, start: int, count: int) -> torch.Tensor:
+    """Put values to the bits that are set; `start` is the first byte's first bit that counts."""
+    values, packed = tensors
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = packed.unsqueeze(1).bitwise_right_shift(shifts).bitwise_and_(1)
+    mask = bits.view(torch.bool).view(-1)[start : start + count]
+    return values.new_zeros(count).masked_scatter_(mask, values)

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from vllm_rvec.vector.stored.team import Team
 
-__all__ = ["Array", "StoredTensor", "as_array", "as_row"]
+__all__ = ["Array", "Compact", "StoredTensor", "as_array", "as_row"]
 
 Array = npt.NDArray[Any]
 """What the compiled loops take: float32, the bits of bfloat16, bytes, gaps, words."""
+
+
+class Compact(NamedTuple):
+    """A stretch of elements as it is stored, to be decoded elsewhere, on a device say."""
+
+    tensors: tuple[torch.Tensor, ...]
+    """Contiguous, on the CPU; views of the file where that is possible."""
+    decode: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    """Takes copies of the tensors, all on one device, and returns the stretch there, bit for bit
+    what `StoredTensor.read` gives. It shares memory with the copies or with nothing."""
 
 
 class StoredTensor(ABC):
     """A tensor of a vector, as it lies in its file.
 
     Attributes:
+        kind: How it is stored, in a word.
         shape: Of the tensor, `[out, in]` for a linear weight.
         dtype: What its elements decode to.
         size_bytes: What it takes in the file.
     """
 
+    kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     size_bytes: int
@@ -54,6 +68,20 @@ class StoredTensor(ABC):
             VectorCorruptError: Its parts contradict each other.
         """
 
+    def compact(self, start: int, stop: int) -> Compact:
+        """Give a stretch of its elements in the form that takes the fewest bytes to send.
+
+        Here that is the stretch, decoded.
+
+        Args:
+            start: As for `read`.
+            stop: As for `read`.
+
+        Raises:
+            VectorCorruptError: Its parts contradict each other.
+        """
+        return Compact((self.read(start, stop),), _first)
+
     def add(
         self,
         theta: torch.Tensor,
@@ -76,6 +104,10 @@ class StoredTensor(ABC):
         """
         del theta, out, origin, alpha, team
         return False
+
+
+def _first(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0]
 
 
 def as_array(tensor: torch.Tensor) -> Array | None:
