@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from vllm_rvec.checkpoint.dtypes import TORCH_DTYPES
@@ -156,11 +157,9 @@ def _view(file: mmap.mmap, info: TensorInfo) -> torch.Tensor:
     if info.size_bytes == 0:
         return torch.empty(info.shape, dtype=dtype)
     if info.offset_bytes % dtype.itemsize:
-        # Old writers did not align; a copy is.
-        bytes_ = torch.frombuffer(
-            file, dtype=torch.uint8, count=info.size_bytes, offset=info.offset_bytes
-        )
-        return bytes_.clone().view(dtype).view(info.shape)
+        # A copy is aligned. Not by PyTorch: its threads would spin beside those that use the copy.
+        own = np.frombuffer(file, np.uint8, info.size_bytes, info.offset_bytes).copy()
+        return torch.from_numpy(own).view(dtype).view(info.shape)
     count = info.size_bytes // dtype.itemsize
     return torch.frombuffer(file, dtype=dtype, count=count, offset=info.offset_bytes).view(
         info.shape
