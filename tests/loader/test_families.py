@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from tests.support.checkpoints import make_merged, make_vector
+from tests.support.checkpoints import make_merged, make_vector, tensors
 from tests.support.families import KINDS, recast, write_shards
 from tests.support.variations import made_dense
 from vllm_rvec.vector.extract import extract
+from vllm_rvec.vector.merge import merge
+from vllm_rvec.vector.recipe import RecipeVector, tensor_alphas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support.checkpoints import Family
     from tests.support.vllm_model import Loaded
 
@@ -38,6 +42,39 @@ def assert_same(fused: Loaded, merged: Loaded) -> None:
         assert parameter.numel() > 0, f"{name} is empty: nothing to compare"
         assert parameter.dtype == other.dtype, name
         assert torch.equal(parameter.view(torch.uint8), other.view(torch.uint8)), name
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not KINDS[kind].is_multimodal])
+def test_every_tensor_of_a_language_model_is_of_a_kind_that_recipes_name(
+    families: dict[str, Family], kind: str
+) -> None:
+    """None is left to `default`: not packed matrices, experts, biases, sinks."""
+    names = tensors(families[kind].target).keys()
+    there = {"head": 3} if any("lm_head" in n or "embed_out" in n for n in names) else {}
+    said = {"attention": 1, "mlp": 2, "norms": 4, "embedding": 5, **there}
+    found = tensor_alphas(RecipeVector.model_validate({"path": "v", "alpha": said}), names)
+    assert found.keys() == names
+    assert set(found.values()) == set(said.values())
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gemma2", "mixtral", "deepseek-v3", "gpt-oss"])
+def test_a_recipe_is_fused_as_it_is_merged(
+    families: dict[str, Family], kind: str, tmp_path: Path
+) -> None:
+    """Where vLLM packs, splits, shifts or stacks what has alphas of its own."""
+    target = families[kind].target
+    vector = make_vector(families[kind], tmp_path / "v")
+    alpha = {"attention": [1, -0.5], "mlp": [0.2, 0.9], "norms": 0.6, "default": 0}
+    said = {"path": str(vector), "alpha": alpha}
+    recipe = [RecipeVector.model_validate(said)]
+    merged = merge(target, [vector], tmp_path / "m", alphas=[0.3], recipe=recipe).output
+    fused = load(target, "rvec", vectors=[said], alpha=0.3)
+    assert_same(fused, load(merged))
+    assert not all(torch.equal(p, q) for p, q in both(fused, load(target)))
+
+
+def both(one: Loaded, other: Loaded) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return ((p, other.parameters[name]) for name, p in one.parameters.items())
 
 
 @pytest.mark.parametrize("alpha", [0.3, -1.0])
