@@ -84,10 +84,11 @@ class Addend:
             VectorCorruptError: The vector's shard can't be read.
         """
         part = self.pairing.part_for(name)
-        if part is None or self.pairing.is_skipped(name) or not self.pairing.fits(name, shape):
+        if part is None or (alpha := self.alphas.get(part, 0.0)) == 0:
             return None
-        alpha = self.alphas.get(part, 0.0)
-        if alpha == 0 or (stored := self.reader.stored(part)) is None:
+        if self.pairing.is_skipped(name) or not self.pairing.fits(name, shape):
+            return None
+        if (stored := self.reader.stored(part)) is None:
             return None
         if stored.shape != shape:
             stored = PaddedTensor(stored, shape, -0.0 if alpha > 0 else 0.0)
