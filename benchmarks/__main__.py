@@ -31,7 +31,7 @@ def main() -> None:
     options_parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=BENCHMARKS)
     options = options_parser.parse_args()
     console, rows = Console(stderr=True), list[Row]()
-    with Files.made(options.files, layers=options.layers, is_tiny=options.tiny) as files:
+    with Files.asked_for(options) as files:
         for name in options.only:
             console.print(f"measuring: {name}")
             rows += importlib.import_module(f"benchmarks.{name}").measure(files, options.repeats)

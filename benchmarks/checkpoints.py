@@ -43,6 +43,17 @@ TINY = QWEN2_0_5B | {
     "vocab_size": 256,
 }
 
+SEVEN_B = QWEN2_0_5B | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+}
+"""Matrices of Llama-2-7B's sizes (arXiv:2307.09288); what a load costs in a large model."""
+
+SHAPES = {"7b": SEVEN_B, "0.5b": QWEN2_0_5B, "tiny": TINY}
+
 INITIAL_DEVIATION, TUNED_DEVIATION = 0.02, 0.0005
 
 
@@ -50,10 +61,10 @@ STEPPED_SHARE = 0.1
 """Of the weights that the sparse vector changes. RL alone changes 5 to 30 % (arXiv:2505.11711)."""
 
 
-def make_files(folder: Path, layers: int, *, is_tiny: bool = False) -> None:
+def make_files(folder: Path, layers: int, shape: str) -> None:
     """Make what `benchmarks.files.Files` names: donors, target, vectors."""
     folder.mkdir(parents=True, exist_ok=True)
-    base, tuned, _ = make_checkpoints(folder, layers, ("base", "tuned", "target"), is_tiny=is_tiny)
+    base, tuned, _ = make_checkpoints(folder, layers, ("base", "tuned", "target"), shape)
     extract(tuned, base, folder / "dense", dtype="bfloat16", encoding="dense")
     extract(tuned, base, folder / "int8", encoding="int8")
     stepped = folder / "stepped"
@@ -63,18 +74,18 @@ def make_files(folder: Path, layers: int, *, is_tiny: bool = False) -> None:
 
 
 def make_checkpoints(
-    folder: Path, layers: int, names: tuple[str, ...], *, is_tiny: bool = False
+    folder: Path, layers: int, names: tuple[str, ...], shape: str = "0.5b"
 ) -> list[Path]:
     """Write bf16 checkpoints of one family: one initialisation, tuned in different directions.
 
     Args:
         folder: Where they go, each in a folder of its own.
-        layers: Of each; 24 is Qwen2-0.5B, 988 MB.
+        layers: Of each; 24 of 0.5b are Qwen2-0.5B, 988 MB.
         names: Their folders' names. The first is the initialisation itself; all others differ from
             it, and from each other, in most weights.
-        is_tiny: Of a tiny model's shape instead.
+        shape: One of `SHAPES`.
     """
-    config = (TINY if is_tiny else QWEN2_0_5B) | {"num_hidden_layers": layers}
+    config = SHAPES[shape] | {"num_hidden_layers": layers}
     for seed, name in enumerate(names):
         _make_checkpoint(folder / name, config, seed)
     return [folder / name for name in names]

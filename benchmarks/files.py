@@ -15,17 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
-__all__ = ["Files", "weights_bytes"]
+__all__ = ["LAYERS", "Files", "add_shape", "weights_bytes"]
 
 MAKE = """
 import sys
 from pathlib import Path
 from benchmarks.checkpoints import make_files
-make_files(Path(sys.argv[1]), int(sys.argv[2]), is_tiny=sys.argv[3] == "True")
+make_files(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 """
 COMPLETE = "complete.json"
+
+TITLES = {"7b": "a 7B's shape", "0.5b": "Qwen2-0.5B's shape", "tiny": "a tiny Qwen2"}
+LAYERS = {"7b": 2, "0.5b": 24, "tiny": 2}
+"""So many give 1 GB, of the tiny one 0.3 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +39,19 @@ class Files:
 
     folder: Path
     layers: int
-    is_tiny: bool
+    shape: str
 
     @classmethod
     @contextmanager
-    def made(cls, folder: str | None, *, layers: int, is_tiny: bool) -> Iterator[Files]:
+    def asked_for(cls, options: argparse.Namespace) -> Iterator[Files]:
+        """Make the files that a command line asks for, as `made`."""
+        layers = options.layers or LAYERS[options.shape]
+        with cls.made(options.files, layers=layers, shape=options.shape) as files:
+            yield files
+
+    @classmethod
+    @contextmanager
+    def made(cls, folder: str | None, *, layers: int, shape: str) -> Iterator[Files]:
         """Make the files in a folder, or take those it has; in a temporary one where None.
 
         Raises:
@@ -47,7 +60,7 @@ class Files:
         with ExitStack() as stack:
             if folder is None:
                 folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rvec-bench-"))
-            files = cls(Path(folder).absolute(), layers, is_tiny)
+            files = cls(Path(folder).absolute(), layers, shape)
             files.complete()
             yield files
 
@@ -77,18 +90,28 @@ class Files:
     @property
     def title(self) -> str:
         """What the tables say they are about."""
-        name = "a tiny Qwen2" if self.is_tiny else "Qwen2-0.5B's shape"
+        name = TITLES[self.shape]
         return f"{name}, {self.layers} layers, {weights_bytes(self.target) / 1e9:.2f} GB in bf16"
 
     def complete(self) -> None:
         """Make what is not there yet; raises as `made`."""
-        done, shape = self.folder / COMPLETE, {"layers": self.layers, "tiny": self.is_tiny}
+        done, shape = self.folder / COMPLETE, {"layers": self.layers, "shape": self.shape}
         if not done.exists():
-            arguments = [str(self.folder), str(self.layers), str(self.is_tiny)]
+            arguments = [str(self.folder), str(self.layers), self.shape]
             subprocess.run([sys.executable, "-c", MAKE, *arguments], check=True)
             done.write_text(json.dumps(shape))
         elif (found := json.loads(done.read_text())) != shape:
             raise ValueError(f"{self.folder} has files of {found}, not of {shape}")
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say of what shape the models are."""
+    parser.add_argument("--shape", choices=LAYERS, default="7b", help="of the models' matrices")
+    parser.add_argument("--layers", type=int, help="of the models; by default 1 GB of them")
+    parser.add_argument(
+        "--tiny", dest="shape", action="store_const", const="tiny", help="the same as --shape tiny"
+    )
+    parser.add_argument("--files", help="a folder to make the files in, or that has them already")
 
 
 def weights_bytes(folder: Path) -> int:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, TypedDict
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.files import Files
+from benchmarks.files import Files, add_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -135,10 +135,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--layers", type=int, default=24, help="of the models; 24 is Qwen2-0.5B")
-    made.add_argument("--tiny", action="store_true", help="a model of 0.3 MB, to try it in seconds")
+    add_shape(made)
     made.add_argument("--repeats", type=int, help="rounds; the median counts")
-    made.add_argument("--files", help="a folder to make the files in, or that has them already")
     made.add_argument("--json", action="store_true", help="print JSON instead of a table")
     return made
 
@@ -146,7 +144,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def run(measure: Callable[[Files, int | None], Iterable[Row]], description: str | None) -> None:
     """Be the whole of one benchmark's command: files, rows, table, exit status."""
     options = parser(description).parse_args()
-    with Files.made(options.files, layers=options.layers, is_tiny=options.tiny) as files:
+    with Files.asked_for(options) as files:
         rows = list(measure(files, options.repeats))
     sys.exit(report(rows, as_json=options.json, title=files.title))
 

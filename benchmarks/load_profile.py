@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.files import Files
+from benchmarks.files import Files, add_shape
 from benchmarks.loading import Way
 from benchmarks.page_cache import files_of, read_back
 from tests.support.vllm_model import CreatedModel, engine_config
@@ -75,13 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=24, help="of the models; 24 is Qwen2-0.5B")
-    parser.add_argument("--tiny", action="store_true", help="a model of 0.3 MB, to try it")
+    add_shape(parser)
     parser.add_argument("--repeats", type=int, default=9, help="loads; the median one is drawn")
-    parser.add_argument("--files", help="a folder to make the files in, or that has them already")
     parser.add_argument("--output", type=Path, default=IMAGE, help="an .svg or a .png")
     options = parser.parse_args()
-    with Files.made(options.files, layers=options.layers, is_tiny=options.tiny) as files:
+    with Files.asked_for(options) as files:
         profiles = measure(files, options.repeats)
     draw(profiles, files.title, options.output)
     json.dump({name: profile.seconds for name, profile in profiles.items()}, sys.stdout, indent=1)

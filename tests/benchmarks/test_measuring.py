@@ -27,18 +27,18 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
     folder = tmp_path_factory.mktemp("bench")
-    with Files.made(str(folder), layers=1, is_tiny=True) as made:
+    with Files.made(str(folder), layers=1, shape="tiny") as made:
         yield made
 
 
 def test_files_are_made_once_and_of_one_shape(files: Files) -> None:
     """Another shape in the same folder is refused."""
     stamp = (files.target / "model.safetensors").stat().st_mtime_ns
-    with Files.made(str(files.folder), layers=1, is_tiny=True) as again:
+    with Files.made(str(files.folder), layers=1, shape="tiny") as again:
         assert (again.target / "model.safetensors").stat().st_mtime_ns == stamp
     with (
         pytest.raises(ValueError, match="not of"),
-        Files.made(str(files.folder), layers=2, is_tiny=True),
+        Files.made(str(files.folder), layers=2, shape="tiny"),
     ):
         pass
 
@@ -78,7 +78,7 @@ def test_a_child_loads_when_told_and_says_what_it_read(files: Files) -> None:
 
 def test_a_child_that_fails_is_no_measurement(tmp_path: Path) -> None:
     """Its parent says so, and does not wait."""
-    nothing = Files(tmp_path, 1, is_tiny=True)
+    nothing = Files(tmp_path, 1, shape="tiny")
     with pytest.raises(RuntimeError, match="ended with status 1"), started(nothing, Way()):
         pass
 
