@@ -271,9 +271,10 @@ def test_a_large_tensor_crosses_every_real_seam(
             assert_same_bits(found, decoded.reshape(-1)[start:stop])
 
 
-def test_nan_and_infinity_of_a_target_stay_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["int8", "gaps", "bitmap", "dense"])
+def test_nan_and_infinity_of_a_target_stay_so(kind: str, tmp_path: Path) -> None:
     """Rounding by bits must not make a number of them."""
-    tensor, decoded = stored("int8", tmp_path / "v")
+    tensor, decoded = stored(kind, tmp_path / "v")
     bits = torch.arange(decoded.numel(), dtype=torch.int32).mul(65536 // 3216 + 1).to(torch.int16)
     theta = bits.view(torch.bfloat16).view(decoded.shape)
     out = fuse_view(theta, 0, [(tensor, 0.3)], torch.empty_like(theta), Team(1))

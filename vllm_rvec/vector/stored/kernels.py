@@ -92,6 +92,20 @@ def _rounded(context, total):
 
 
 @intrinsic
+def _rounded_from_bits(context, total):
+    """Round as `_rounded`, where a NaN can only have come from bfloat16: then it stays one."""
+
+    def generate(_context, builder, _signature, arguments):
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        is_odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+        carried = builder.add(builder.add(bits, word(0x7FFF)), is_odd)
+        return builder.trunc(builder.lshr(carried, word(16)), ir.IntType(16))
+
+    return types.uint16(types.float32), generate
+
+
+@intrinsic
 def _lowest_bit(context, word):
     """Number the lowest bit that is set; the word is not zero."""
 
@@ -131,6 +145,17 @@ def _overload_narrow(out, total):
     if out.dtype == types.uint16:
         return lambda out, total: _rounded(total)
     return lambda out, total: total
+
+
+def _narrow_sum(out, total, values):
+    """Round a sum of weights like `out`'s and values; replaced by the overload below."""
+
+
+@overload(_narrow_sum)
+def _overload_narrow_sum(out, total, values):
+    if out.dtype == types.uint16 and values.dtype == types.uint16:
+        return lambda out, total, values: _rounded_from_bits(total)
+    return lambda out, total, values: _narrow(out, total)
 
 
 def _plus_zero(weight, zero, is_positive):
@@ -284,21 +309,27 @@ def add_gaps(theta, out, gaps, values, place, stretch, alpha):
     low, high = stretch
     zero = alpha * np.float32(0)
     is_positive = alpha > 0
+    while value < last and position + np.uintp(gaps[value]) < low:
+        position += np.uintp(gaps[value]) + ONE
+        value += ONE
     for begin in range(low, high, BLOCK):
-        end = min(begin + BLOCK, high)
+        size = min(BLOCK, high - begin)
         skipped = begin - low
-        for i in range(end - begin):
+        for i in range(size):
             block[i] = _plus_zero(theta[skipped + i], zero, is_positive)
+        # Counted from the block's first element. Before it is added to a gap it may be less than
+        # zero, and then wraps.
+        at = position - begin
         while value < last:
-            at = position + np.uintp(gaps[value])
-            if at >= end:
+            behind = at + np.uintp(gaps[value])
+            if behind >= size:
                 break
-            if at >= begin:
-                total = _wide(theta[at - low]) + alpha * _wide(values[value])
-                block[at - begin] = _narrow(block, total)
-            position = at + ONE
+            total = _wide(theta[skipped + behind]) + alpha * _wide(values[value])
+            block[behind] = _narrow_sum(block, total, values)
+            at = behind + ONE
             value += ONE
-        _store(block, out, skipped, end - begin)
+        position = at + begin
+        _store(block, out, skipped, size)
     _fence()
 
 
