@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from tests.support.tiny_vectors import edit_manifest, redigest
 from tests.support.web import Web, run_web
@@ -333,7 +333,7 @@ def test_a_missing_package_is_named(
     """With the line that installs it."""
     monkeypatch.setitem(sys.modules, package, None)
     # fsspec remembers what an earlier test has imported.
-    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+    monkeypatch.delitem(_registry, scheme, raising=False)
     with pytest.raises(ConfigError, match=f"needs the package {package}") as caught:
         locate_vector(f"{scheme}://bucket/v")
     assert caught.value.fix == f"pip install 'vllm-rvec[{scheme}]'"
