@@ -16,7 +16,15 @@ from torch import is_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.support.placing import SHAPE, VIEWS, assert_same_bits, make_stored, outputs, weights
+from tests.support.placing import (
+    SHAPE,
+    VIEWS,
+    assert_same_bits,
+    make_stored,
+    outputs,
+    stored_bytes,
+    weights,
+)
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.loader import placement
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
@@ -360,7 +368,7 @@ def test_weights_that_are_on_the_device_stay_there() -> None:
     tensor, _ = make_stored("dense")
     place = Placement(theta.device, Team(1), WAYS)
     place.place(theta, 0, [(tensor, 0.3)], torch.empty_like(theta))
-    assert place.sent_bytes == tensor.size_bytes
+    assert place.sent_bytes == stored_bytes(tensor)
     (kind,) = place.chosen
     assert kind == "dense onto weights that are there"
     assert place.chosen[kind].where == "device"

@@ -1,4 +1,4 @@
-"""Stored tensors, views of weights and parts of parameters, for tests of ways to a device."""
+"""Stored tensors, views of weights and parts of parameters, for tests of how these are added."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from vllm_rvec.vector.stored.sparse import BitmapTensor, GapsTensor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["SHAPE", "VIEWS", "assert_same_bits", "make_stored", "outputs", "weights"]
+__all__ = [
+    "SHAPE",
+    "VIEWS",
+    "assert_same_bits",
+    "make_stored",
+    "outputs",
+    "stored_bytes",
+    "weights",
+]
 
 SHAPE = (67, 48)
 
@@ -25,9 +33,11 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "all": lambda t: t,
     "rows": lambda t: t[5:60],
     "columns": lambda t: t[:, 7:31],
+    "a row": lambda t: t[9],
     "a column": lambda t: t[:, 3],
     "every other row": lambda t: t[1::2],
     "every other column": lambda t: t[:, ::2],
+    "transposed": lambda t: t.t(),
     "a transposed part": lambda t: t[3:20, 8:40].t(),
     "flat": lambda t: t.reshape(-1)[100:3000],
     "expanded": lambda t: t[4].expand(30, 48),
@@ -36,6 +46,11 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "nothing": lambda t: t[3:3],
     "one": lambda t: t[3, 4],
 }
+
+
+def stored_bytes(tensor: StoredTensor) -> int:
+    """What a tensor takes in its file."""
+    return sum(part.nbytes for part in tensor.compact(0, tensor.elements).tensors)
 
 
 def make_stored(

@@ -26,6 +26,7 @@ import blake3
 import numpy as np
 
 from vllm_rvec.checkpoint.cache import cache_folder
+from vllm_rvec.checkpoint.stamps import Stamp
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector.layout import LORA_A, VALUES, part_names
 from vllm_rvec.vector.part_checks import PIECE_ALIGNMENT, PartFacts, part_suffix, tensor_problems
@@ -274,10 +275,9 @@ def _sizes(vector: VectorReader) -> dict[str, int]:
 def _identity(vector: VectorReader) -> dict[str, object] | None:
     """Tell a vector's files from any others, without reading them."""
     try:
-        stats = [(shard.name, shard.stat()) for shard in vector.shards]
+        files = [[shard.name, *Stamp.of(shard)] for shard in vector.shards]
     except OSError:
         return None
-    files = [[name, stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in stats]
     return {"checks": CHECKS_VERSION, "manifest": vector.manifest.digest, "files": files}
 
 

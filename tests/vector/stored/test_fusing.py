@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from tests.support.placing import SHAPE, VIEWS, assert_same_bits, weights
 from tests.support.vectors import store_vector
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector import VectorReader
@@ -25,28 +26,8 @@ from vllm_rvec.vector.stored.tensor import as_array
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHAPE = (67, 48)
 ALPHAS = (0.3, -1.0, 1.0)
 KINDS = ("dense", "dense_f32", "gaps", "bitmap", "bitmap_f32", "int8", "lowrank", "padded")
-View = "Callable[[torch.Tensor], torch.Tensor]"
-
-VIEWS = {
-    "all": lambda t: t,
-    "rows": lambda t: t[5:60],
-    "columns": lambda t: t[:, 7:31],
-    "a row": lambda t: t[9],
-    "a column": lambda t: t[:, 3],
-    "every other row": lambda t: t[1::2],
-    "every other column": lambda t: t[:, ::2],
-    "transposed": lambda t: t.t(),
-    "a transposed part": lambda t: t[3:20, 8:40].t(),
-    "flat": lambda t: t.reshape(-1)[100:3000],
-    "expanded": lambda t: t[4].expand(3, 48),
-    "three axes": lambda t: t[:66].view(11, 6, 48)[2:9, 1:4, 5:44],
-    "three axes, moved": lambda t: t[:66].view(11, 6, 48).permute(2, 0, 1),
-    "nothing": lambda t: t[3:3],
-    "one": lambda t: t[3, 4],
-}
 
 
 @pytest.fixture(params=["compiled", "without numba"])
@@ -104,13 +85,6 @@ def stored(kind: str, folder: Path) -> tuple[StoredTensor, torch.Tensor]:
     return PaddedTensor(found, shape, 0.0), torch.cat((whole, whole.new_zeros(9, SHAPE[1])))
 
 
-def weights(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """Weights among which are both zeros."""
-    theta = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    theta.view(-1)[::7], theta.view(-1)[::11] = -0.0, 0.0
-    return theta.to(dtype)
-
-
 def reference(
     theta: torch.Tensor, terms: list[tuple[torch.Tensor, float]], dtype: torch.dtype
 ) -> torch.Tensor:
@@ -118,14 +92,6 @@ def reference(
     for v, alpha in terms:
         total = total + torch.tensor(alpha) * v.float()
     return total.to(dtype)
-
-
-def assert_same_bits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    assert found.dtype == expected.dtype
-    assert torch.equal(
-        found.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8),
-        expected.clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8),
-    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])

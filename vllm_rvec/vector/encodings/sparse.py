@@ -30,9 +30,6 @@ GAP_DENSITY = 1 / 8
 NARROW_GAP, WIDE_GAP = 0xFF, 0xFFFF
 """The widest gaps that one and two bytes hold."""
 
-DECODED_ELEMENTS = 1 << 20
-"""Elements or values decoded at a time: what decoding takes beside the tensor itself."""
-
 
 def may_be_sparse(elements: int, stored: int, dtype: torch.dtype) -> bool:
     """Tell whether sparse parts can be smaller than the dense tensor, before they are made."""

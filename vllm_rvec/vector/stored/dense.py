@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vllm_rvec.vector.stored.compiled import compiled_loops
-from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_row
+from vllm_rvec.vector.stored.tensor import StoredTensor, as_array, as_sides
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ class DenseTensor(StoredTensor):
     def __init__(self, tensor: torch.Tensor) -> None:
         self.shape = tuple(tensor.shape)
         self.dtype = tensor.dtype
-        self.size_bytes = tensor.nbytes
         self._flat = tensor.reshape(-1)
 
     def read(self, start: int, stop: int) -> torch.Tensor:
@@ -46,24 +45,18 @@ class DenseTensor(StoredTensor):
         self, theta: torch.Tensor, out: torch.Tensor, origin: int, alpha: float, team: Team
     ) -> bool:
         """Write theta + alpha * v to a stretch."""
-        if theta.dtype != out.dtype or theta.numel() < LOOP_ELEMENTS:
+        if theta.numel() < LOOP_ELEMENTS:
             return False
         window, loops = Window.of(theta, out, origin), compiled_loops()
         if window is None or not window.is_stretch or loops is None:
             return False
         own = self._flat[window.start : window.start + window.columns]
-        sides = [as_array(side) for side in (as_row(theta, own.numel()), as_row(out, own.numel()))]
-        values = as_array(own)
-        if values is None or sides[0] is None or sides[1] is None:
+        sides, values = as_sides(theta, out, window), as_array(own)
+        if sides is None or values is None:
             return False
+        arrays = (*sides, values)
         team.run(
-            partial(
-                loops.add_dense,
-                sides[0][first:last],
-                sides[1][first:last],
-                values[first:last],
-                np.float32(alpha),
-            )
-            for first, last in team.shares(own.numel())
+            partial(loops.add_dense, *(a[first:last] for a in arrays), np.float32(alpha))
+            for first, last in team.shares(window.columns)
         )
         return True

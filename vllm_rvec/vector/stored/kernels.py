@@ -70,21 +70,24 @@ def _float_of(context, bits):
     return types.float32(types.uint32), generate
 
 
-@intrinsic
-def _rounded(context, total):
-    """Round float32 to the bits of bfloat16, to nearest, ties to even; NaN stays NaN.
+def _nearest(builder, bits):
+    """Round the bits of a float32 to those of bfloat16, to nearest, ties to even.
 
     Written out, since numba would compute with 64 bits: half as many elements at a time.
     """
+    word = ir.IntType(32)
+    is_odd = builder.and_(builder.lshr(bits, word(16)), word(1))
+    carried = builder.add(builder.add(bits, word(0x7FFF)), is_odd)
+    return builder.lshr(carried, word(16))
+
+
+@intrinsic
+def _rounded(context, total):
+    """Round float32 to the bits of bfloat16; NaN stays NaN."""
 
     def generate(_context, builder, _signature, arguments):
-        word = ir.IntType(32)
-        (number,) = arguments
-        bits = builder.bitcast(number, word)
-        upper = builder.lshr(bits, word(16))
-        is_odd = builder.and_(upper, word(1))
-        carried = builder.add(builder.add(bits, word(0x7FFF)), is_odd)
-        nearest = builder.lshr(carried, word(16))
+        (number,), word = arguments, ir.IntType(32)
+        nearest = _nearest(builder, builder.bitcast(number, word))
         is_nan = builder.fcmp_unordered("uno", number, number)
         return builder.trunc(builder.select(is_nan, word(0x7FC0), nearest), ir.IntType(16))
 
@@ -96,11 +99,8 @@ def _rounded_from_bits(context, total):
     """Round as `_rounded`, where a NaN can only have come from bfloat16: then it stays one."""
 
     def generate(_context, builder, _signature, arguments):
-        word = ir.IntType(32)
-        bits = builder.bitcast(arguments[0], word)
-        is_odd = builder.and_(builder.lshr(bits, word(16)), word(1))
-        carried = builder.add(builder.add(bits, word(0x7FFF)), is_odd)
-        return builder.trunc(builder.lshr(carried, word(16)), ir.IntType(16))
+        nearest = _nearest(builder, builder.bitcast(arguments[0], ir.IntType(32)))
+        return builder.trunc(nearest, ir.IntType(16))
 
     return types.uint16(types.float32), generate
 

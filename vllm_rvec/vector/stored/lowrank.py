@@ -33,7 +33,6 @@ class LowRankTensor(StoredTensor):
 
     def __init__(self, entry: TensorEntry, lora_a: torch.Tensor, lora_b: torch.Tensor) -> None:
         self.shape = entry.shape
-        self.size_bytes = lora_a.nbytes + lora_b.nbytes
         self._factors = lora_a, lora_b
         self._scaling = entry.scaling or 0.0
         self._rows = product_rows(lora_a)

@@ -29,7 +29,6 @@ class PaddedTensor(StoredTensor):
         self.kind = stored.kind
         self.shape = shape
         self.dtype = stored.dtype
-        self.size_bytes = stored.size_bytes
         self._stored = stored
         self._zero = zero
 

@@ -11,11 +11,11 @@ import torch
 
 from vllm_rvec.errors import VectorCorruptError
 from vllm_rvec.vector.stored.compiled import compiled_loops, numbers
-from vllm_rvec.vector.stored.tensor import Compact, StoredTensor, as_array, as_row
+from vllm_rvec.vector.stored.tensor import Compact, StoredTensor, as_array, as_sides
 from vllm_rvec.vector.stored.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from vllm_rvec.vector.stored.team import Team
     from vllm_rvec.vector.stored.tensor import Array
@@ -30,46 +30,61 @@ CHUNK_WORDS = 1 << 12
 
 
 class _SparseTensor(StoredTensor):
-    """What both ways to store positions share: chunks, and an index of where they begin."""
+    """What both ways to store positions share: chunks, and an index of where they begin.
+
+    The compiled loops of each are named for its kind.
+    """
 
     def __init__(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        values: torch.Tensor,
-        positions: torch.Tensor,
+        self, name: str, shape: tuple[int, ...], values: torch.Tensor, positions: Array
     ) -> None:
         self.shape = shape
         self.dtype = values.dtype
-        self.size_bytes = values.nbytes + positions.nbytes
         self._name = name
         self._values = values
+        self._positions = positions
+        """Gaps, or words of a bitmap."""
 
     def read(self, start: int, stop: int) -> torch.Tensor:
         """Put a stretch's values to their places among zeros."""
         out = torch.zeros(max(0, stop - start), dtype=self.dtype)
         first, last = self._chunks(start, stop)
-        if last > first:
-            self._place(out, first, last, start)
+        loops, values, sink = compiled_loops(), as_array(self._values), as_array(out)
+        if last <= first:
+            return out
+        if loops is not None and values is not None and sink is not None:
+            place, stretch = self._place_of(first, last), numbers(start, stop)
+            getattr(loops, f"place_{self.kind}")(sink, self._positions, values, place, stretch)
+            return out
+        for chunk in range(first, last):  # one by one: decoded, positions take 8 bytes each
+            low, high = (
+                max(start, int(self._starts[chunk])),
+                min(stop, int(self._starts[chunk + 1])),
+            )
+            tensors, decode = self.compact(low, high)
+            out[low - start : high - start] = decode(tensors)
         return out
 
     def add(
         self, theta: torch.Tensor, out: torch.Tensor, origin: int, alpha: float, team: Team
     ) -> bool:
         """Write theta + alpha * v to a stretch."""
-        window = Window.of(theta, out, origin)
-        if window is None or not window.is_stretch or theta.dtype != out.dtype:
+        window, loops = Window.of(theta, out, origin), compiled_loops()
+        if window is None or not window.is_stretch or loops is None:
             return False
-        sides = [as_array(as_row(side, window.columns)) for side in (theta, out)]
-        values = as_array(self._values)
-        if sides[0] is None or sides[1] is None or values is None or not compiled_loops():
+        sides, values = as_sides(theta, out, window), as_array(self._values)
+        if sides is None or values is None:
             return False
-        start = window.start
+        add, start = getattr(loops, f"add_{self.kind}"), window.start
+        # Positions are looked up before threads share the work: while one does that, no other can.
         team.run(
-            self._addition(
-                (sides[0][first:last], sides[1][first:last]),
+            partial(
+                add,
+                *(side[first:last] for side in sides),
+                self._positions,
                 values,
-                (start + first, start + last),
+                self._place_of(*self._chunks(start + first, start + last)),
+                numbers(start + first, start + last),
                 np.float32(alpha),
             )
             for first, last in team.shares(window.columns)
@@ -82,21 +97,8 @@ class _SparseTensor(StoredTensor):
         """The element at which each chunk begins, and one past the last chunk's last."""
 
     @abstractmethod
-    def _place(self, out: torch.Tensor, first: int, last: int, start: int) -> None:
-        """Write the values of some chunks to `out`, whose first element has the number `start`."""
-
-    @abstractmethod
-    def _addition(
-        self,
-        sides: tuple[Array, Array],
-        values: Array,
-        stretch: tuple[int, int],
-        alpha: np.float32,
-    ) -> Callable[[], object]:
-        """Return what writes theta + alpha * v to a stretch.
-
-        Positions are looked up now: while one thread does that, no other can.
-        """
+    def _place_of(self, first: int, last: int) -> tuple[Any, ...]:
+        """Tell the compiled loops where the values of some chunks are, as these take it."""
 
     def _chunks(self, start: int, stop: int) -> tuple[int, int]:
         """Return the first chunk that has elements of a stretch, and one past the last."""
@@ -129,15 +131,14 @@ class GapsTensor(_SparseTensor):
     def __init__(
         self, name: str, shape: tuple[int, ...], values: torch.Tensor, gaps: torch.Tensor
     ) -> None:
-        super().__init__(name, shape, values, gaps)
-        self._gaps = gaps.numpy()
+        super().__init__(name, shape, values, gaps.numpy())
 
     def compact(self, start: int, stop: int) -> Compact:
         """Give the values of a stretch, and their gaps."""
         (first, origin), (last, _) = self._seek(start), self._seek(stop)
         if last <= first:
             return _zeros(stop - start, self.dtype)
-        gaps = self._gaps[first:last]
+        gaps = self._positions[first:last]
         # PyTorch computes little with uint16; a bit mask makes the same numbers of int16.
         sent = torch.from_numpy(gaps.view(np.int16) if gaps.itemsize == 2 else gaps)
         decode = partial(_decode_gaps, before=origin - start, count=stop - start)
@@ -149,52 +150,29 @@ class GapsTensor(_SparseTensor):
         chunk = max(0, min(chunk, len(self._starts) - 2))
         place = int(self._starts[chunk])
         first, last = self._values_of(chunk, chunk + 1)
-        ends = place + np.cumsum(self._gaps[first:last].astype(np.int64) + 1)
+        ends = place + np.cumsum(self._positions[first:last].astype(np.int64) + 1)
         count = int(np.searchsorted(ends, element, side="right"))
         return first + count, int(ends[count - 1]) if count else place
 
     @cached_property
     def _starts(self) -> Array:
-        steps = np.zeros(-(-self._gaps.size // CHUNK_GAPS), dtype=np.uintp)
+        steps = np.zeros(-(-self._positions.size // CHUNK_GAPS), dtype=np.uintp)
         if loops := compiled_loops():
-            loops.count_steps(self._gaps, steps, *numbers(CHUNK_GAPS))
+            loops.count_steps(self._positions, steps, *numbers(CHUNK_GAPS))
         else:
             for chunk in range(steps.size):
-                gaps = self._gaps[chunk * CHUNK_GAPS : (chunk + 1) * CHUNK_GAPS]
+                gaps = self._positions[chunk * CHUNK_GAPS : (chunk + 1) * CHUNK_GAPS]
                 steps[chunk] = gaps.sum(dtype=np.int64) + gaps.size
         starts = np.concatenate((np.zeros(1, np.uintp), np.cumsum(steps, dtype=np.uintp)))
         if starts[-1] > self.elements:
             raise self._contradiction("its gaps lead beyond its last element")
         return starts.astype(np.int64)
 
-    def _place(self, out: torch.Tensor, first: int, last: int, start: int) -> None:
-        loops, values, sink = compiled_loops(), as_array(self._values), as_array(out)
-        if loops is not None and values is not None and sink is not None:
-            place = numbers(*self._values_of(first, last), int(self._starts[first]))
-            stretch = numbers(start, start + out.numel())
-            loops.place_gaps(sink, self._gaps, values, place, stretch)
-            return
-        for chunk in range(first, last):
-            own = slice(*self._values_of(chunk, chunk + 1))
-            steps = torch.from_numpy(self._gaps[own].astype(np.int64)) + 1
-            at = torch.cumsum(steps, 0) + (int(self._starts[chunk]) - 1 - start)
-            inside = (at >= 0) & (at < out.numel())
-            out[at[inside]] = self._values[own][inside]
-
-    def _addition(
-        self,
-        sides: tuple[Array, Array],
-        values: Array,
-        stretch: tuple[int, int],
-        alpha: np.float32,
-    ) -> Callable[[], object]:
-        first, last = self._chunks(*stretch)
-        place = numbers(*self._values_of(first, last), int(self._starts[first]))
-        add = compiled_loops().add_gaps
-        return partial(add, *sides, self._gaps, values, place, numbers(*stretch), alpha)
+    def _place_of(self, first: int, last: int) -> tuple[Any, ...]:
+        return numbers(*self._values_of(first, last), int(self._starts[first]))
 
     def _values_of(self, first: int, last: int) -> tuple[int, int]:
-        return first * CHUNK_GAPS, min(last * CHUNK_GAPS, self._gaps.size)
+        return first * CHUNK_GAPS, min(last * CHUNK_GAPS, self._positions.size)
 
 
 class BitmapTensor(_SparseTensor):
@@ -212,11 +190,10 @@ class BitmapTensor(_SparseTensor):
     def __init__(
         self, name: str, shape: tuple[int, ...], values: torch.Tensor, bitmap: torch.Tensor
     ) -> None:
-        super().__init__(name, shape, values, bitmap)
         self._bytes = bitmap.numpy()
         # A file's tensors need not lie at multiples of eight.
         aligned = self._bytes if self._bytes.ctypes.data % 8 == 0 else self._bytes.copy()
-        self._words = aligned.view(np.uint64)
+        super().__init__(name, shape, values, aligned.view(np.uint64))
 
     def compact(self, start: int, stop: int) -> Compact:
         """Give the values of a stretch, and the bytes of the bitmap that have its bits."""
@@ -235,7 +212,7 @@ class BitmapTensor(_SparseTensor):
     @cached_property
     def _starts(self) -> Array:
         self._first_values  # noqa: B018 - the check of the whole
-        chunks = -(-self._words.size // CHUNK_WORDS)
+        chunks = -(-self._positions.size // CHUNK_WORDS)
         starts = np.arange(chunks + 1, dtype=np.int64) * (CHUNK_WORDS * 64)
         starts[-1] = self.elements
         return starts
@@ -243,9 +220,9 @@ class BitmapTensor(_SparseTensor):
     @cached_property
     def _first_values(self) -> Array:
         """The number of each chunk's first value, and one past the last chunk's last."""
-        counts = np.zeros(-(-self._words.size // CHUNK_WORDS), dtype=np.uintp)
+        counts = np.zeros(-(-self._positions.size // CHUNK_WORDS), dtype=np.uintp)
         if loops := compiled_loops():
-            loops.count_bits(self._words, counts, *numbers(CHUNK_WORDS))
+            loops.count_bits(self._positions, counts, *numbers(CHUNK_WORDS))
         else:
             for chunk in range(counts.size):
                 counts[chunk] = np.count_nonzero(self._bits(chunk, chunk + 1))
@@ -261,33 +238,8 @@ class BitmapTensor(_SparseTensor):
         if bits < self._values.numel():
             raise self._contradiction("the bitmap has fewer bits than there are values")
 
-    def _place(self, out: torch.Tensor, first: int, last: int, start: int) -> None:
-        loops, values, sink = compiled_loops(), as_array(self._values), as_array(out)
-        if loops is not None and values is not None and sink is not None:
-            place, stretch = self._place_of(first), numbers(start, start + out.numel())
-            loops.place_bitmap(sink, self._words, values, place, stretch)
-            return
-        mask = self._bits(first, last)
-        whole = torch.zeros(mask.size, dtype=self.dtype)
-        own = self._values[self._first_values[first] : self._first_values[last]]
-        whole.masked_scatter_(torch.from_numpy(mask), own)
-        skipped = start - first * CHUNK_WORDS * 64
-        found = whole[skipped : skipped + out.numel()]
-        out[: found.numel()].copy_(found)
-
-    def _addition(
-        self,
-        sides: tuple[Array, Array],
-        values: Array,
-        stretch: tuple[int, int],
-        alpha: np.float32,
-    ) -> Callable[[], object]:
-        place = self._place_of(self._chunks(*stretch)[0])
-        add = compiled_loops().add_bitmap
-        return partial(add, *sides, self._words, values, place, numbers(*stretch), alpha)
-
-    def _place_of(self, chunk: int) -> tuple[Any, ...]:
-        return numbers(chunk * CHUNK_WORDS, int(self._first_values[chunk]))
+    def _place_of(self, first: int, _last: int) -> tuple[Any, ...]:
+        return numbers(first * CHUNK_WORDS, int(self._first_values[first]))
 
     def _bits(self, first: int, last: int) -> np.ndarray:
         packed = self._bytes[first * CHUNK_WORDS * 8 : last * CHUNK_WORDS * 8]

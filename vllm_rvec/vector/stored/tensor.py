@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vllm_rvec.vector.stored.team import Team
+    from vllm_rvec.vector.stored.window import Window
 
-__all__ = ["Array", "Compact", "StoredTensor", "as_array", "as_row"]
+__all__ = ["Array", "Compact", "StoredTensor", "as_array", "as_sides", "decoded"]
 
 Array = npt.NDArray[Any]
 """What the compiled loops take: float32, the bits of bfloat16, bytes, gaps, words."""
@@ -38,13 +40,11 @@ class StoredTensor(ABC):
         kind: How it is stored, in a word.
         shape: Of the tensor, `[out, in]` for a linear weight.
         dtype: What its elements decode to.
-        size_bytes: What it takes in the file.
     """
 
     kind: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    size_bytes: int
     is_view = False
     """Whether `read` gives a view of the file, at no cost."""
 
@@ -80,7 +80,7 @@ class StoredTensor(ABC):
         Raises:
             VectorCorruptError: Its parts contradict each other.
         """
-        return Compact((self.read(start, stop),), _first)
+        return decoded(self.read(start, stop))
 
     def add(
         self,
@@ -106,8 +106,9 @@ class StoredTensor(ABC):
         return False
 
 
-def _first(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    return tensors[0]
+def decoded(stretch: torch.Tensor) -> Compact:
+    """Give a stretch that is sent as it is."""
+    return Compact((stretch,), operator.itemgetter(0))
 
 
 def as_array(tensor: torch.Tensor) -> Array | None:
@@ -118,6 +119,18 @@ def as_array(tensor: torch.Tensor) -> Array | None:
     return tensor.numpy() if tensor.dtype == torch.float32 else None
 
 
-def as_row(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+def as_sides(theta: torch.Tensor, out: torch.Tensor, window: Window) -> tuple[Array, Array] | None:
+    """Show a window of theta and its output to the compiled loops, each from its first element on.
+
+    Returns:
+        None where there is no loop for their dtypes.
+    """
+    if theta.dtype != out.dtype:
+        return None
+    weights, sink = as_array(_row(theta, window.span)), as_array(_row(out, window.out_span))
+    return None if weights is None or sink is None else (weights, sink)
+
+
+def _row(tensor: torch.Tensor, elements: int) -> torch.Tensor:
     """Take the elements that follow each other in memory from a tensor's first one on."""
     return tensor.as_strided((elements,), (1,), tensor.storage_offset())

@@ -30,6 +30,16 @@ class Window:
     """From one row to the next in the output."""
 
     @property
+    def span(self) -> int:
+        """Elements of the whole tensor from the window's first to its last."""
+        return (self.rows - 1) * self.stride + self.columns
+
+    @property
+    def out_span(self) -> int:
+        """Elements of the output from the window's first to its last."""
+        return (self.rows - 1) * self.out_stride + self.columns
+
+    @property
     def is_stretch(self) -> bool:
         """Whether it is a single row."""
         return self.rows == 1
