@@ -140,7 +140,10 @@ class IncompatibleVectorError(RvecError, ValueError):
 
 
 class FetchError(RvecError, ConnectionError):
-    """What is elsewhere can't be brought here now: network, server, access, or no room for it."""
+    """What is elsewhere can't be brought here now.
+
+    The network or a server fails; of a URL also where there is no access, or no room for it.
+    """
 
 
 class EngineStartupError(RvecError, RuntimeError):

@@ -19,14 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import blake3
-
+from vllm_rvec.checkpoint.output import sync_folder, write_durably
 from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-__all__ = ["Blob", "Cache", "cache_folder", "digest_of"]
+__all__ = ["Blob", "Cache", "cache_folder"]
 
 PIECE_BYTES = 1 << 20
 
@@ -102,10 +101,10 @@ class Cache:
             making.mkdir(parents=True)
             for name, blob in files.items():
                 _link(self.blob(blob), making / name)
-            _write(making / first[0], first[1])
-            _sync(making)
+            write_durably(making / first[0], first[1])
+            sync_folder(making)
             making.rename(folder)
-            _sync(folder.parent)
+            sync_folder(folder.parent)
         return folder
 
     def remember(self, key: str, digest: str, url: str) -> None:
@@ -120,7 +119,8 @@ class Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"url": url, "digest": digest, "asked_ns": time.time_ns()})
         new = path.with_suffix(f".{os.getpid()}")
-        _write(new, text.encode())
+        new.unlink(missing_ok=True)  # of a process of the same number that was killed
+        write_durably(new, text.encode())
         new.replace(path)
 
     def remembered(self, key: str, since_ns: int = 0) -> str | None:
@@ -161,7 +161,7 @@ class Cache:
         partial = self.partial(blob)
         partial.chmod(0o444)  # many vectors may share it
         partial.replace(self.blob(blob))
-        _sync(partial.parent)
+        sync_folder(partial.parent)
 
     def _url(self, key: str) -> Path:
         return self.root / "urls" / f"{key}.json"
@@ -178,15 +178,6 @@ def cache_folder() -> Path | None:
         return Path.home() / ".cache" / "vllm_rvec"
     except RuntimeError:
         return None
-
-
-def digest_of(path: Path) -> str:
-    """Return the blake3 of a file's bytes, in hexadecimal."""
-    hasher = blake3.blake3()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE_BYTES):
-            hasher.update(piece)
-    return hasher.hexdigest()
 
 
 def _size(path: Path) -> int | None:
@@ -209,18 +200,3 @@ def _link(blob: Path, path: Path) -> None:
         path.hardlink_to(blob)
     except OSError:  # a file system without hard links, or too many of them
         shutil.copyfile(blob, path)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import blake3
 
-from vllm_rvec.checkpoint.cache import PIECE_BYTES, Blob, Cache, digest_of
+from vllm_rvec.checkpoint.cache import PIECE_BYTES, Blob, Cache
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.transfer import Source, TransferError, Trouble
 from vllm_rvec.errors import FetchError, RvecError, VectorCorruptError
 
@@ -63,17 +64,17 @@ class Download:
             OSError: The disk is full, or refuses.
         """
         with self.cache.lock(blob.blake3, lambda: self.notify(f"waiting for {name}")):
-            if not self.cache.has(blob):
-                self.cache.partial(blob).parent.mkdir(parents=True, exist_ok=True)
-                self._fetch(name, blob)
-                self.cache.keep(blob)
-            elif digest_of(self.cache.blob(blob)) == blob.blake3:
-                self.progress.add(blob.size_bytes)
-            else:  # the disk's fault: a file's name here is its digest
-                self.notify(f"{self.cache.blob(blob)} is damaged: it is fetched again")
-                self.cache.blob(blob).unlink()
-                self._fetch(name, blob)
-                self.cache.keep(blob)
+            kept = self.cache.blob(blob)
+            if self.cache.has(blob):
+                if file_digest(kept) == blob.blake3:
+                    self.progress.add(blob.size_bytes)
+                    return
+                # The disk's fault: a file's name here is its digest.
+                self.notify(f"{kept} is damaged: it is fetched again")
+                kept.unlink()
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            self._fetch(name, blob)
+            self.cache.keep(blob)
 
     def _fetch(self, name: str, blob: Blob) -> None:
         """Have the whole file in its partial, and its digest checked."""

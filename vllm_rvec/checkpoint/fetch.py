@@ -150,7 +150,7 @@ def locate(reference: str, kind: _Kind) -> Located:
 
     Args:
         reference: As for `locate_checkpoint`.
-        kind: `CHECKPOINT` or `VECTOR`.
+        kind: `CHECKPOINT`, `ADAPTER` or `VECTOR`.
 
     Returns:
         The folder. Nothing is checked of what it holds.

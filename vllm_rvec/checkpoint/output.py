@@ -22,7 +22,7 @@ from vllm_rvec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["new_folder", "write_durably"]
+__all__ = ["new_folder", "sync_folder", "write_durably"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +46,10 @@ def new_folder(output: Path) -> Iterator[Path]:
         yield folder
         (folder / LOCK_NAME).unlink()
         folder.chmod(0o755)
-        _sync_folder(folder)
+        sync_folder(folder)
         _check_free(output)  # another run may have been faster
         folder.rename(output)
-        _sync_folder(output.parent)
+        sync_folder(output.parent)
     except OSError as exc:
         shutil.rmtree(folder, ignore_errors=True)
         if getattr(exc, "what", None):  # one of ours that is also an OSError: it says it better
@@ -134,7 +134,8 @@ def _cannot_write(output: Path, exc: OSError | ValueError) -> ConfigError:
     )
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

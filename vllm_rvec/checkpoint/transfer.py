@@ -40,9 +40,11 @@ class Trouble(Enum):
 class TransferError(Exception):
     """A file was not read; the text says why, without any secret."""
 
-    def __init__(self, trouble: Trouble, why: str, fix: str = NETWORK) -> None:
+    def __init__(
+        self, trouble: Trouble, why: str, fix: str = NETWORK, status: int | None = None
+    ) -> None:
         super().__init__(why)
-        self.trouble, self.why, self.fix = trouble, why, fix
+        self.trouble, self.why, self.fix, self.status = trouble, why, fix, status
 
 
 class Stream(NamedTuple):
@@ -109,7 +111,7 @@ def _explain(exc: Exception, remote: RemoteFolder) -> TransferError:
     if isinstance(status, int) and status >= 400:
         is_passing = status in {408, 425, 429} or status >= 500
         trouble = Trouble.PASSING if is_passing else Trouble.REFUSED
-        return TransferError(trouble, f"the server answered {status}")
+        return TransferError(trouble, f"the server answered {status}", status=status)
     passing = (OSError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
     is_passing = isinstance(exc, (TimeoutError, *passing))
     return TransferError(Trouble.PASSING if is_passing else Trouble.REFUSED, said)

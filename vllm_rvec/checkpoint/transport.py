@@ -101,7 +101,7 @@ class _HttpSource:
             with explained(self._remote):
                 file = self._open(name, start)
         except TransferError as exc:
-            if start == 0 or not exc.why.startswith("the server answered 416"):
+            if start == 0 or exc.status != 416:
                 raise
             return self.stream(name, 0, size_bytes)  # the file ends before that place
         begins, total = self._extent(file.r, start)

@@ -1,7 +1,6 @@
 """`vllm-rvec check`."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
 from vllm_rvec.cli.printable import printable
-from vllm_rvec.cli.recipes import choose_vectors
+from vllm_rvec.cli.recipes import RecipeOption, choose_vectors
 from vllm_rvec.vector.compatibility import Report, Verdict, check_target
 from vllm_rvec.vector.reader import VectorReader
 
@@ -33,12 +32,7 @@ def check_command(
     vector: Annotated[
         str | None, typer.Argument(help="The stored vector: folder, Hub id\\[@revision] or URL.")
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="In place of VECTOR: YAML with `vectors`, or the file of `serve` that has them."
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     vocab: Annotated[
         str | None,
         typer.Option(

@@ -30,6 +30,6 @@ def fetch_command(
         "revision": located.revision,
         "folder": str(located.folder),
         "digest": reader.manifest.digest,
-        "size_bytes": sum(file.size_bytes for file in reader.manifest.files.values()),
+        "size_bytes": reader.manifest.size_bytes,
     }
     typer.echo(json.dumps(facts))

@@ -107,7 +107,7 @@ def _print(
     title: str, reader: VectorReader, statistics: Statistics, costs: "list[EncodingCost]"
 ) -> None:
     manifest, console = reader.manifest, Console()
-    size_bytes = sum(file.size_bytes for file in manifest.files.values())
+    size_bytes = manifest.size_bytes
     tables = [
         facts_table(title, manifest, statistics.total(), size_bytes, lossy_error(manifest)),
         stored_table(stored_as(reader)),

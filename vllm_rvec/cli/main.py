@@ -47,7 +47,8 @@ wrong command line."""
 
 EXIT_HELP = """Exit status: 0 done or stopped as asked, 1 internal error, 2 wrong command line, \
 3 configuration, 4 checkpoint, 5 not a vector, 6 damaged vector, 7 vector and target don't match, \
-8 an engine did not start, 9 not fetched (network, access, room), 130 interrupted by Ctrl-C."""
+8 an engine did not start, 9 not fetched (network; of a URL also access, room), 130 interrupted by \
+Ctrl-C."""
 
 SHOWN_ENGINE_LINES = 12
 

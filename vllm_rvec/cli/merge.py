@@ -12,7 +12,7 @@ from rich.text import Text
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
 from vllm_rvec.cli.printable import titled
 from vllm_rvec.cli.progress import show_progress
-from vllm_rvec.cli.recipes import Chosen, choose_vectors
+from vllm_rvec.cli.recipes import Chosen, RecipeOption, choose_vectors
 from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,12 +31,7 @@ def merge_command(  # noqa: PLR0917 - typer passes every option by name
         list[str] | None,
         typer.Option(help="A stored vector: folder, Hub id\\[@revision] or URL. Once for each."),
     ] = None,
-    recipe: Annotated[
-        Path | None,
-        typer.Option(
-            help="In place of --vector: YAML with `vectors`, or the file of `serve` that has them."
-        ),
-    ] = None,
+    recipe: RecipeOption = None,
     alpha: Annotated[
         list[float] | None,
         typer.Option(

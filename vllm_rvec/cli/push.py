@@ -53,7 +53,7 @@ def _facts(opened: "VectorReader", done: "Pushed") -> dict[str, object]:
         "repo": done.repo,
         "url": done.url,
         "commit": done.commit,
-        "size_bytes": sum(file.size_bytes for file in opened.manifest.files.values()),
+        "size_bytes": opened.manifest.size_bytes,
     }
 
 

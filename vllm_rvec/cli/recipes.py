@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.errors import ConfigError
@@ -12,12 +15,18 @@ from vllm_rvec.vector.recipe_file import read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from vllm_rvec.checkpoint.fetch import Located
     from vllm_rvec.vector.recipe import RecipeVector
 
-__all__ = ["Chosen", "choose_vectors"]
+__all__ = ["Chosen", "RecipeOption", "choose_vectors"]
+
+RecipeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="In place of vectors: YAML with `vectors`, or the file of `serve` that has them."
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from pydantic import (
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import alpha_problem
-from vllm_rvec.vector.recipe import RecipeVector
+from vllm_rvec.vector.compatibility.structure import Vocabulary
+from vllm_rvec.vector.recipe import RecipeVector, Vectors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,12 +31,12 @@ class LoaderConfig(BaseModel):
 
     vector: str = Field(default="", min_length=1)
     """The stored vector: its folder, Hub id or URL."""
-    vectors: Annotated[tuple[RecipeVector, ...], Field(strict=False, min_length=1)] = ()
+    vectors: Annotated[Vectors, Field(strict=False)] = ()
     """In place of `vector`: several, added in this order, each with an alpha of its own."""
     alpha: float = 1.0
     """Scaling coefficient of the vector, which multiplies those of `vectors`; 0 serves the target
     unchanged."""
-    vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
+    vocabulary: Vocabulary = "strict"
     """What to do where vector and target have different numbers of embedding rows: refuse, add the
     rows of both, or leave embedding and output head as they are."""
     force: bool = False

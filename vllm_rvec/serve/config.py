@@ -6,7 +6,7 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import (
     AfterValidator,
@@ -22,6 +22,7 @@ from pydantic import (
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
 from vllm_rvec.vector.settings_file import beside, read_settings
@@ -127,7 +128,7 @@ class ServeConfig(BaseModel):
     """In place of `vector`: several, added in this order, each where and as much as it says. A
     variant's alpha multiplies all of theirs."""
 
-    vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
+    vocabulary: Vocabulary = "strict"
     """What to do where vector and target have different numbers of embedding rows: refuse, add the
     rows of both, or leave embedding and output head as they are."""
 

@@ -104,7 +104,7 @@ def _license(manifest: Manifest) -> dict[str, str]:
 
 def _introduction(manifest: Manifest, repo: str | None) -> list[str]:
     elements = sum(entry.elements for entry in manifest.tensors.values())
-    size_bytes = sum(file.size_bytes for file in manifest.files.values())
+    size_bytes = manifest.size_bytes
     kind = "a difference of two models' weights"
     if manifest.formula != "tuned - base":
         kind = "a LoRA adapter's change of a model's weights"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.model_card import license_of
 from vllm_rvec.checkpoint.reader import CheckpointReader
 from vllm_rvec.checkpoint.table import read_config
@@ -16,7 +17,6 @@ from vllm_rvec.errors import CheckpointError, printable
 from vllm_rvec.vector.encodings.source import row_blocks
 from vllm_rvec.vector.manifest import MAX_DIMENSIONS, Donor, Vocabulary, is_tensor_name
 from vllm_rvec.vector.names import OUTPUT_HEAD, by_plain_name, embedding_among, is_vocabulary
-from vllm_rvec.vector.writer import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -233,7 +233,7 @@ class _Extractor:
             norm=self.squared_norm**0.5,
             relative_norm=(self.squared_norm / (self.squared_base_norm or 1.0)) ** 0.5,
             error=(self.squared_error / (self.squared_norm or 1.0)) ** 0.5,
-            size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+            size_bytes=manifest.size_bytes,
         )
 
     def _measured(self, pairs: list[Pair], pool: Executor) -> Iterator[_Difference]:

@@ -66,9 +66,11 @@ def locate_vector(
         ConfigError: No URL that is read here, or the package for its protocol is missing.
         VectorNotFoundError: There is no such folder, repository, revision or URL; or it is not in
             the cache, and HF_HUB_OFFLINE is set.
-        VectorFormatError: There is something, but no vector.
+        VectorFormatError: There is something, but no vector; or the Hub gives no access to it, or
+            the disk of the Hub's cache refuses.
         VectorCorruptError: A URL's files are not those that its manifest or the pin says.
-        FetchError: The network, the server, or the disk fails; what has come is kept.
+        FetchError: The network or the server fails, or, of a URL, there is no access, or the disk
+            refuses; what has come is kept.
     """
     if not is_url(reference):
         return locate(reference, VECTOR)

@@ -304,6 +304,11 @@ class Manifest(_Record):
     digest: str = ""
     """blake3 of all the rest; see `sealed`. Of no meaning in a manifest that was not read."""
 
+    @property
+    def size_bytes(self) -> int:
+        """What the shards take on disk."""
+        return sum(file.size_bytes for file in self.files.values())
+
     def sealed(self) -> Manifest:
         """Return this manifest with its digest and everything checked again: what is written.
 

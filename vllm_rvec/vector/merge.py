@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_rvec.checkpoint.companions import MODEL_CARD, find_companions
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.output import new_folder, write_durably
 from vllm_rvec.checkpoint.table import read_table
@@ -27,7 +28,7 @@ from vllm_rvec.vector.merged_card import Ingredient, merged_card
 from vllm_rvec.vector.merged_shards import ShardMerger
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
-from vllm_rvec.vector.writer import TOOL, file_digest, now
+from vllm_rvec.vector.writer import TOOL, now
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

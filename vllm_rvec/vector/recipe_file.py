@@ -5,11 +5,12 @@ Imports no torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.recipe import Vectors
 from vllm_rvec.vector.settings_file import beside, read_settings
 
@@ -28,7 +29,7 @@ class RecipeFile(BaseModel):
     vectors: Vectors
     """What is added, in this order."""
 
-    vocabulary: Literal["strict", "common", "skip-embeddings"] = "strict"
+    vocabulary: Vocabulary = "strict"
     """What to do where vector and target have different numbers of embedding rows."""
 
 

@@ -11,9 +11,8 @@ import math
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import blake3
-
 from vllm_rvec import __version__
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.output import write_durably
 from vllm_rvec.checkpoint.writer import ShardWriter
 from vllm_rvec.vector.layout import longest_part_names
@@ -27,16 +26,13 @@ if TYPE_CHECKING:
     from vllm_rvec.vector.encodings import Encoded
     from vllm_rvec.vector.manifest import Manifest
 
-__all__ = ["TOOL", "VectorWriter", "file_digest", "now", "write_manifest"]
+__all__ = ["TOOL", "VectorWriter", "now", "write_manifest"]
 
 TOOL = f"vllm_rvec {__version__}"
 """What the manifest names as its writer."""
 
 MAX_SHARD_BYTES = 5 << 30
 """Tensors go to one shard as long as they have no more bytes than this in float32."""
-
-DIGEST_CHUNK_BYTES = 1 << 18
-"""Read at a time for a digest: stays in a core's cache."""
 
 
 class VectorWriter:
@@ -176,16 +172,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `vector.json` with its digest, the last file of a vector."""
     text = manifest.sealed().model_dump_json(indent=1)
     write_durably(folder / MANIFEST_NAME, text.encode())
-
-
-def file_digest(path: Path) -> str:
-    """Compute a file's blake3 in small memory, in hexadecimal."""
-    hasher = blake3.blake3()
-    buffer = memoryview(bytearray(DIGEST_CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            hasher.update(buffer[:count])
-    return hasher.hexdigest()
 
 
 def now() -> str:

@@ -7,7 +7,7 @@ and by the loader on the tensors that really streamed by.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.compatibility.report import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VOCABULARY_POLICIES",
     "Pairing",
+    "Vocabulary",
     "architecture_findings",
     "is_for_language_part",
     "parts_without_tensor",
@@ -44,7 +45,8 @@ __all__ = [
     "tensor_problems",
 ]
 
-VOCABULARY_POLICIES: Final = ("strict", "common", "skip-embeddings")
+Vocabulary = Literal["strict", "common", "skip-embeddings"]
+VOCABULARY_POLICIES: Final = get_args(Vocabulary)
 """What to do where vector and target have different numbers of embedding rows. strict: refuse.
 common: add the rows that both have. skip-embeddings: add nothing to embedding and output head,
 whatever their sizes."""
@@ -97,10 +99,9 @@ class Pairing:
         """Name the vector's tensor that belongs to a target's tensor.
 
         That is the tensor of the same name, whatever `model.` or `language_model.` stands before
-        it. Donors with tied
-        embeddings have no output head of their own; then the head's part is the embedding's. A
-        target of that family may well store its head a second time, and vLLM then loads it as a
-        matrix of its own.
+        it. Donors with tied embeddings have no output head of their own; then the head's part is
+        the embedding's. A target of that family may well store its head a second time, and vLLM
+        then loads it as a matrix of its own.
 
         Returns:
             A name in the manifest, or None where the vector does not cover the target's tensor.
@@ -121,16 +122,15 @@ class Pairing:
 
     def is_skipped(self, name: str) -> bool:
         """Tell whether a target's tensor stays as it is because of policy or recipe."""
-        if self.vocabulary == "skip-embeddings" and is_vocabulary(name):
-            return True
-        if self._only is None or (part := self.part_for(name)) is None:
-            return False
-        return part not in self._only
+        return bool(self.reason_to_skip(name))
 
     def reason_to_skip(self, name: str) -> str:
-        """Say whether policy or recipe leave a target's tensor as it is."""
-        by_policy = self.vocabulary == "skip-embeddings" and is_vocabulary(name)
-        return self.vocabulary if by_policy else "the recipe leaves it out"
+        """Say whether policy or recipe leave a target's tensor as it is; empty where none does."""
+        if self.vocabulary == "skip-embeddings" and is_vocabulary(name):
+            return self.vocabulary
+        if self._only is None or (part := self.part_for(name)) is None or part in self._only:
+            return ""
+        return "the recipe leaves it out"
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Tell whether the vector's part for a target's tensor can be added to that shape."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.vector.layout import part_names
 from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
-from vllm_rvec.vector.writer import file_digest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -127,7 +127,7 @@ class Derivation:
     @property
     def size_bytes(self) -> int:
         """What the shards take on disk."""
-        return sum(file.size_bytes for file in self.manifest.files.values())
+        return self.manifest.size_bytes
 
 
 def write_derived(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from vllm_rvec.arithmetic import is_finite
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.output import new_folder, write_durably
 from vllm_rvec.checkpoint.writer import ShardWriter
@@ -29,7 +30,6 @@ from vllm_rvec.vector.manifest import MANIFEST_NAME
 from vllm_rvec.vector.names import is_vocabulary
 from vllm_rvec.vector.reader import VectorReader
 from vllm_rvec.vector.verification import verify
-from vllm_rvec.vector.writer import file_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

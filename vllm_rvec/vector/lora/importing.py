@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vllm_rvec.arithmetic import difference
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.fetch import Located
 from vllm_rvec.checkpoint.model_card import license_of
 from vllm_rvec.checkpoint.output import new_folder
@@ -30,7 +31,7 @@ from vllm_rvec.vector.lora.adapter import ADAPTER_NAME, Adapter, Factors, Whole
 from vllm_rvec.vector.lora.config import CONFIG_NAME
 from vllm_rvec.vector.lora.matching import Change, match_base, match_nothing
 from vllm_rvec.vector.manifest import Donor, Donors, Manifest, Sketch, Vocabulary
-from vllm_rvec.vector.writer import TOOL, VectorWriter, file_digest, now, write_manifest
+from vllm_rvec.vector.writer import TOOL, VectorWriter, now, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,5 +296,5 @@ def _summary(output: Path, adapter: Adapter, manifest: Manifest) -> LoraImport:
         scalings=tuple(sorted({factors.scaling for factors in adapter.factors.values()})),
         norm=norm,
         relative_norm=norm / base_norm if base_norm else None,
-        size_bytes=sum(file.size_bytes for file in manifest.files.values()),
+        size_bytes=manifest.size_bytes,
     )
