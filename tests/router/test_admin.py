@@ -13,7 +13,6 @@ from tests.router.conftest import USER, StandInEngine, begin_events
 from vllm_rvec.errors import AlphaChangeFailedError, AlphaChangeRefusedError, ConfigError
 from vllm_rvec.router import (
     Admin,
-    AlphaChanged,
     VariantFacts,
     VariantTable,
     bind_socket,
@@ -21,6 +20,7 @@ from vllm_rvec.router import (
     create_client,
     start_server,
 )
+from vllm_rvec.vector.alpha import AlphaChange
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -43,17 +43,29 @@ class Stage:
         for name, alpha in (("base", 0.0), (NAME, 1.0)):
             self.table.set_ready(name, engine.upstream)
             self.table.describe(name, VariantFacts(alpha, "a/vector"))
-        self.change: Callable[[str, float], Awaitable[AlphaChanged]] = self.at_once
+        self.change: Callable[[str, float], Awaitable[AlphaChange]] = self.at_once
         self.changed: list[tuple[str, float]] = []
         self.url = ""
 
-    async def at_once(self, name: str, alpha: float) -> AlphaChanged:
+    def hold(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Have changes say that they have begun, and wait until they may go on."""
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slowly(name: str, alpha: float) -> AlphaChange:
+            begun.set()
+            await go_on.wait()
+            return await self.at_once(name, alpha)
+
+        self.change = slowly
+        return begun, go_on
+
+    async def at_once(self, name: str, alpha: float) -> AlphaChange:
         """Change without a hitch."""
         facts = self.table.facts(name)
         assert facts is not None
         self.table.describe(name, VariantFacts(alpha, facts.vector))
         self.changed.append((name, alpha))
-        return AlphaChanged(facts.alpha, alpha, 0.5, 2, 7)
+        return AlphaChange(facts.alpha, alpha, 0.5, 2, 7)
 
     async def start(
         self, resources: AsyncExitStack, *, admin_key: str | None, key: str | None
@@ -67,7 +79,7 @@ class Stage:
         runner = await start_server(app, listener, shutdown_timeout=0.2)
         resources.push_async_callback(runner.cleanup)
 
-    async def _change(self, name: str, alpha: float) -> AlphaChanged:
+    async def _change(self, name: str, alpha: float) -> AlphaChange:
         return await self.change(name, alpha)
 
 
@@ -198,14 +210,7 @@ async def test_requests_wait_for_the_change_and_get_the_new_alpha(
     http: aiohttp.ClientSession, stage: Stage, engine: StandInEngine
 ) -> None:
     """None of them reaches the engine before it is over, and the others' go on meanwhile."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slowly(name: str, alpha: float) -> AlphaChanged:
-        begun.set()
-        await go_on.wait()
-        return await stage.at_once(name, alpha)
-
-    stage.change = slowly
+    begun, go_on = stage.hold()
     change = asyncio.create_task(put(http, stage, {"alpha": 0.7}))
     await begun.wait()
     waiting = asyncio.create_task(ask(http, stage))
@@ -258,14 +263,7 @@ async def test_a_client_that_goes_away_does_not_stop_a_change(
     http: aiohttp.ClientSession, stage: Stage
 ) -> None:
     """It goes on to its end, and the door opens."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def slowly(name: str, alpha: float) -> AlphaChanged:
-        begun.set()
-        await go_on.wait()
-        return await stage.at_once(name, alpha)
-
-    stage.change = slowly
+    begun, go_on = stage.hold()
     change = asyncio.create_task(put(http, stage, {"alpha": 0.7}))
     await begun.wait()
     change.cancel()
@@ -292,7 +290,7 @@ async def test_a_change_that_does_not_come_about_opens_the_door(
 ) -> None:
     """The client is told which of the two it was, requests go on, and no key is logged."""
 
-    async def fail(_name: str, _alpha: float) -> AlphaChanged:
+    async def fail(_name: str, _alpha: float) -> AlphaChange:
         raise error
 
     stage.change = fail

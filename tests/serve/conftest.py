@@ -26,7 +26,7 @@ def stand_in_spec(name: str, *flags: str) -> EngineSpec:
     """Plan a stand-in engine."""
     argv = (sys.executable, str(STAND_IN), *flags)
     env = {**os.environ, "VLLM_API_KEY": KEY}
-    return EngineSpec(name, (Variant(name, ("vector",), 1.0),), argv, env)
+    return EngineSpec(name, (Variant(name, 1.0),), argv, env)
 
 
 def is_alive(pid: int) -> bool:

@@ -137,7 +137,7 @@ def test_a_command_that_can_not_run_is_a_startup_error() -> None:
     """Said by the guard, in one line."""
 
     async def check() -> None:
-        spec = EngineSpec("one", (Variant("one", ("v",), 1.0),), ("/no/such/program",), os.environ)
+        spec = EngineSpec("one", (Variant("one", 1.0),), ("/no/such/program",), os.environ)
         engine = EngineProcess(spec)
         await engine.start()
         with pytest.raises(EngineStartupError) as caught:
@@ -237,9 +237,7 @@ def test_a_flag_that_vllm_does_not_know_is_named(tmp_path: Path) -> None:
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
             *("--model", str(tmp_path), "--no-such-flag=1"),
         )
-        engine = EngineProcess(
-            EngineSpec("real", (Variant("real", ("v",), 1.0),), argv, os.environ)
-        )
+        engine = EngineProcess(EngineSpec("real", (Variant("real", 1.0),), argv, os.environ))
         await engine.start()
         with pytest.raises(EngineStartupError) as caught:
             await engine.wait_until_ready()

@@ -39,7 +39,7 @@ def test_one_variant_is_one_engine() -> None:
         *("--model-loader-extra-config", json.dumps(OPTIONS)),
         *("--shutdown-timeout", "30"),
     ]
-    assert (spec.name, spec.variants) == ("enhanced@1", (Variant("enhanced@1", ("v",), 1.0),))
+    assert (spec.name, spec.variants) == ("enhanced@1", (Variant("enhanced@1", 1.0),))
 
 
 def test_engines_share_the_memory() -> None:
@@ -257,7 +257,7 @@ def test_the_same_engine_at_another_alpha() -> None:
     """One word of its command changes; name, key and environment stay."""
     old = plan_one("--model-loader-extra-config", '{"num_threads": 2}')
     new = old.with_alpha(0.3)
-    assert new.variants == (Variant("enhanced@1", ("v",), 0.3),)
+    assert new.variants == (Variant("enhanced@1", 0.3),)
     assert new.env is old.env
     ((before, now),) = [(b, n) for b, n in zip(old.argv, new.argv, strict=True) if b != n]
     assert json.loads(now) == json.loads(before) | {"alpha": 0.3}

@@ -21,7 +21,6 @@ from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_when_slow
 from vllm_rvec.router import (
     Admin,
-    AlphaChanged,
     Upstream,
     VariantFacts,
     VariantTable,
@@ -44,6 +43,7 @@ from vllm_rvec.serve import (
     variants_from_alphas,
 )
 from vllm_rvec.serve.preflight import Preflight, check_files
+from vllm_rvec.vector.alpha import AlphaChange
 from vllm_rvec.vector.compatibility import Verdict
 
 __all__ = ["serve_command"]
@@ -253,14 +253,12 @@ class _Server:
             return None
         return Admin(key.get_secret_value(), self._change_alpha, self._settings.drain_seconds)
 
-    async def _change_alpha(self, name: str, alpha: float) -> AlphaChanged:
+    async def _change_alpha(self, name: str, alpha: float) -> AlphaChange:
         done = await self._supervisor.change_alpha(name, alpha)  # an engine has its variant's name
         self._describe(name, alpha)
         if (name == "base" or name.startswith("enhanced@")) and name != variant_name(alpha):
             logger.warning("%s is no longer what its name says: its alpha is %s", name, alpha)
-        return AlphaChanged(
-            done.old_alpha, done.alpha, done.reload_seconds, done.ranks, done.copies
-        )
+        return done
 
     def _describe(self, name: str, alpha: float) -> None:
         paths = " + ".join(vector.path for vector in self._settings.recipe)

@@ -21,12 +21,13 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from vllm_rvec.errors import AlphaChangeFailedError, ConfigError, RvecError
+from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.live import LiveAlpha, has_our_workers
-from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.alpha import AlphaNumber
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -43,7 +44,6 @@ __all__ = ["ALPHA_PATH", "AdminPlugin"]
 logger = logging.getLogger("vllm.rvec")
 
 ALPHA_PATH = "/v1/rvec/alpha"
-LOAD_FORMAT = "rvec"
 WORKER = "vllm_rvec.loader.worker.RvecWorker"
 SHOWN_PROBLEMS = 8
 ANSWER_SECONDS = 1.0
@@ -55,17 +55,10 @@ class _Wish(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    alpha: float
+    alpha: AlphaNumber
     """The scaling coefficient to serve."""
     drain_seconds: float = Field(default=30.0, ge=0, allow_inf_nan=False)
     """How long requests under way may take to end."""
-
-    @field_validator("alpha")
-    @classmethod
-    def _check_alpha(cls, alpha: float) -> float:
-        if problem := alpha_problem(alpha):
-            raise ValueError(problem)
-        return alpha
 
 
 class AdminPlugin:

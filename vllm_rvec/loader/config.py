@@ -14,7 +14,7 @@ from pydantic import (
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
-from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.alpha import AlphaNumber
 from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 
@@ -33,7 +33,7 @@ class LoaderConfig(BaseModel):
     """The stored vector: its folder, Hub id or URL."""
     vectors: Annotated[Vectors, Field(strict=False)] = ()
     """In place of `vector`: several, added in this order, each with an alpha of its own."""
-    alpha: float = 1.0
+    alpha: AlphaNumber = 1.0
     """Scaling coefficient of the vector, which multiplies those of `vectors`; 0 serves the target
     unchanged."""
     vocabulary: Vocabulary = "strict"
@@ -56,13 +56,6 @@ class LoaderConfig(BaseModel):
     kv_connector: Literal["refuse", "allow"] = "refuse"
     """A KV connector whose keys don't know alpha is refused, unless the user says here that each
     vector and alpha has a store of its own."""
-
-    @field_validator("alpha")
-    @classmethod
-    def _check_alpha(cls, alpha: float) -> float:
-        if problem := alpha_problem(alpha):
-            raise ValueError(problem)
-        return alpha
 
     @property
     def recipe(self) -> tuple[RecipeVector, ...]:

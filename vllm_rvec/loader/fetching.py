@@ -1,17 +1,25 @@
-"""Find a vector in an engine's process: what takes long is told in the engine's log."""
+"""Find vectors and a target's files in an engine's process.
+
+What takes long is told in the engine's log.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from huggingface_hub import try_to_load_from_cache
+
+from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.vector.fetching import locate_vector
 
 if TYPE_CHECKING:
     from vllm_rvec.checkpoint.fetch import Located
+    from vllm_rvec.loader.vllm_api import ModelConfig
 
-__all__ = ["find_vector"]
+__all__ = ["find_vector", "target_file"]
 
 # vLLM gives handlers to loggers under its own name only; others vanish in engine processes.
 logger = logging.getLogger("vllm.rvec")
@@ -34,3 +42,20 @@ def find_vector(reference: str) -> Located:
         logger.info("Fetching the vector: %s", line)
 
     return locate_vector(reference, on_progress=on_progress, notify=notify)
+
+
+def target_file(model_config: ModelConfig, name: str) -> Path | None:
+    """Find a file of the target: in its folder, or where the Hub's client keeps it.
+
+    Returns:
+        In a folder, its path, whether it is there or not. None for what vLLM streams from
+        elsewhere, or what is not in the Hub's cache.
+    """
+    folder = Path(model_config.model)
+    if is_folder(folder):
+        return folder / name
+    try:
+        found = try_to_load_from_cache(model_config.model, name, revision=model_config.revision)
+    except ValueError:  # no Hub id either
+        return None
+    return Path(found) if isinstance(found, str) else None

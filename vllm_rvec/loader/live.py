@@ -26,7 +26,7 @@ from vllm_rvec.errors import (
     AlphaChangeRefusedError,
 )
 from vllm_rvec.loader.config import LoaderConfig
-from vllm_rvec.loader.worker import Reloaded, RvecWorker
+from vllm_rvec.loader.worker import RvecWorker
 
 if TYPE_CHECKING:
     from vllm_rvec.loader.vllm_api import EngineClient
@@ -146,14 +146,13 @@ class LiveAlpha:
             )
             logger.exception("%s%s", ERROR_MARKER, self._failure)
             raise self._failure from exc
-        copies = sum(rank.copies for rank in ranks)
         done = AlphaChange(
             old_alpha,
             alpha,
             drained - started,
             time.perf_counter() - drained,
             len(ranks),
-            copies,
+            sum(ranks),
         )
         logger.info(
             "Changed alpha from %s to %s: drained in %.2f s, reloaded in %.2f s, "
@@ -192,9 +191,9 @@ class LiveAlpha:
                 ) from exc
             raise
 
-    async def _reload(self, extra: dict[str, Any]) -> list[Reloaded]:
-        """Reload on every rank. There is no way back from here."""
-        done = await self._engine.collective_rpc("rvec_reload", args=(extra,))
+    async def _reload(self, extra: dict[str, Any]) -> list[int]:
+        """Reload on every rank; return their copies. There is no way back from here."""
+        done: list[int] = await self._engine.collective_rpc("rvec_reload", args=(extra,))
         # Empty since the drain, as nothing was computed; and this says whether it really is.
         if not await self._engine.reset_prefix_cache(reset_connector=True):
             msg = "the prefix cache could not be emptied"
@@ -204,4 +203,4 @@ class LiveAlpha:
             config.load_config, model_loader_extra_config=extra
         )
         await self._engine.resume_generation()
-        return [Reloaded(**rank) for rank in done]
+        return done

@@ -16,15 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import try_to_load_from_cache
-
 from vllm_rvec.checkpoint.remote import shown
 from vllm_rvec.checkpoint.table import is_folder, read_table
 from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
 from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
-from vllm_rvec.loader.fetching import find_vector
+from vllm_rvec.loader.fetching import find_vector, target_file
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
 from vllm_rvec.loader.vllm_api import BaseModelLoader, should_skip_weight
@@ -195,7 +193,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             model_config,
             _quantization(addend.pairing, model_config),
             structure_level(architecture_findings(reader.manifest, facts), ()),
-            tokenizer_level(reader.manifest.tokenizer, _tokenizer_file(model_config)),
+            tokenizer_level(reader.manifest.tokenizer, target_file(model_config, TOKENIZER_NAME)),
         )
         return addend
 
@@ -285,20 +283,6 @@ def _facts(model_config: ModelConfig) -> dict[str, object]:
         "architectures": whole.architectures,
         "text_config": {"model_type": part.model_type},
     }
-
-
-def _tokenizer_file(model_config: ModelConfig) -> Path | None:
-    """Find the target's tokenizer.json: in its folder, or where the Hub's client keeps it."""
-    folder = Path(model_config.model)
-    if is_folder(folder):
-        return folder / TOKENIZER_NAME
-    try:
-        found = try_to_load_from_cache(
-            model_config.model, TOKENIZER_NAME, revision=model_config.revision
-        )
-    except ValueError:  # no Hub id either: something that vLLM reads by other means
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 @contextmanager

@@ -7,42 +7,27 @@ every rank, on every node. `live` calls them, in the order: note, check, check a
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import try_to_load_from_cache
-
 from vllm_rvec.checkpoint.stamps import FileStamps
-from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.errors import AlphaChangeFailedError, RvecError
 from vllm_rvec.loader.config import LoaderConfig
-from vllm_rvec.loader.fetching import find_vector
+from vllm_rvec.loader.fetching import find_vector, target_file
 from vllm_rvec.loader.kv_stores import foreign_connectors
 from vllm_rvec.loader.vllm_api import get_model_loader, set_current_vllm_config
-from vllm_rvec.vector.reader import VectorReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import torch
 
     from vllm_rvec.loader.vllm_api import VllmConfig
 
-__all__ = ["Reloaded", "RvecWorker"]
+__all__ = ["RvecWorker"]
 
 # As in `model_loader`: vLLM gives handlers to loggers under its own name only.
 logger = logging.getLogger("vllm.rvec")
-
-
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """What one rank did."""
-
-    copies: int
-    """Sums computed straight into a parameter; none at alpha 0."""
-    elements: int
-    """Elements of those sums."""
 
 
 class RvecWorker:
@@ -59,7 +44,7 @@ class RvecWorker:
         config, model = worker.vllm_config, worker.model_runner.get_model()
         return [*_unfit(config, model), *_file_problems(config, worker.rvec_files)]
 
-    def rvec_reload(self, extra: dict[str, Any]) -> dict[str, int]:
+    def rvec_reload(self, extra: dict[str, Any]) -> int:
         """Load all weights anew, in place, by vLLM's own reload.
 
         Args:
@@ -67,7 +52,7 @@ class RvecWorker:
                 reads it too.
 
         Returns:
-            The fields of `Reloaded`.
+            Sums computed straight into a parameter; none at alpha 0.
 
         Raises:
             AlphaChangeFailedError: What `rvec_check` finds was not there a moment ago.
@@ -82,8 +67,8 @@ class RvecWorker:
             weights = loader.get_all_weights(config.model_config, model)
         worker.reload_weights(weights_iterator=weights)
         _finish_tied(model)
-        ledger = loader.stream.ledger
-        return asdict(Reloaded(ledger.copies, ledger.elements))
+        copies: int = loader.stream.ledger.copies
+        return copies
 
 
 def _finish_tied(model: torch.nn.Module) -> None:
@@ -122,11 +107,15 @@ def _file_problems(config: VllmConfig, files: FileStamps) -> list[str]:
     if problems := files.problems():
         return problems
     try:
-        for folder in _vector_folders(config):
-            VectorReader(folder)
+        # What a URL or a Hub id names may be another vector by now.
+        folders = _vector_folders(config)
     except RvecError as exc:
         return [exc.what]
-    return []
+    return [
+        f"{folder}: another vector than the one that was loaded"
+        for folder in folders
+        if folder not in files.folders
+    ]
 
 
 def _stored_folders(config: VllmConfig) -> list[Path]:
@@ -143,12 +132,5 @@ def _vector_folders(config: VllmConfig) -> list[Path]:
 
 def _target_folder(model_config: Any) -> Path | None:
     """The target's folder, also in the Hub's cache; None for what vLLM streams from elsewhere."""
-    if is_folder(folder := Path(model_config.model)):
-        return folder
-    try:
-        found = try_to_load_from_cache(
-            model_config.model, "config.json", revision=model_config.revision
-        )
-    except ValueError:  # no Hub id either
-        return None
-    return Path(found).parent if isinstance(found, str) else None
+    found = target_file(model_config, "config.json")
+    return None if found is None else found.parent

@@ -3,7 +3,7 @@
 Everything passes through unchanged. Imports neither torch nor vllm.
 """
 
-from vllm_rvec.router.admin import Admin, AlphaChanged
+from vllm_rvec.router.admin import Admin
 from vllm_rvec.router.app import create_app
 from vllm_rvec.router.proxy import create_client
 from vllm_rvec.router.server import bind_socket, start_server
@@ -17,7 +17,6 @@ from vllm_rvec.router.variants import (
 
 __all__ = [
     "Admin",
-    "AlphaChanged",
     "UnknownVariantError",
     "Upstream",
     "VariantDownError",

@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vllm_rvec.errors import ConfigError, RvecError
 from vllm_rvec.router.keys import shows_key
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.proxy import VARIANT
 from vllm_rvec.router.variants import UnknownVariantError
-from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.alpha import AlphaChange, AlphaNumber
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vllm_rvec.router.variants import VariantTable
 
-    ChangeAlpha = Callable[[str, float], Awaitable["AlphaChanged"]]
+    ChangeAlpha = Callable[[str, float], Awaitable["AlphaChange"]]
 
-__all__ = ["ADMIN_PATH", "Admin", "AdminApi", "AlphaChanged"]
+__all__ = ["ADMIN_PATH", "Admin", "AdminApi"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
@@ -42,27 +42,11 @@ MAX_WISH_BYTES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class AlphaChanged:
-    """What was done by a change."""
-
-    old_alpha: float
-    """What was served before."""
-    alpha: float
-    """What is served now."""
-    reload_seconds: float
-    """How long the engine took over its weights."""
-    ranks: int
-    """How many of its workers reloaded them."""
-    copies: int
-    """Sums that they computed straight into parameters; none at alpha 0."""
-
-
-@dataclass(frozen=True, slots=True)
 class Admin:
     """Who may change variants, and how it is done."""
 
-    key: str
-    """What must be shown, as `Authorization: Bearer ...`."""
+    key: str = field(repr=False)
+    """What must be shown, as `Authorization: Bearer ...`. Kept out of `repr`, so out of logs."""
     change_alpha: ChangeAlpha
     """Has a variant's engine serve another alpha. Called with nothing under way on it."""
     drain_seconds: float
@@ -74,14 +58,7 @@ class _Wish(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
-    alpha: float
-
-    @field_validator("alpha")
-    @classmethod
-    def _check_alpha(cls, alpha: float) -> float:
-        if problem := alpha_problem(alpha):
-            raise ValueError(problem)
-        return alpha
+    alpha: AlphaNumber
 
 
 class AdminApi:
@@ -163,7 +140,8 @@ class AdminApi:
         # Here as well as to the client, who may have gone.
         if (error := done.exception()) is not None:
             what = error.what if isinstance(error, RvecError) else type(error).__name__
-            logger.warning("alpha of %s not changed: %s", name, what)
+            trace = None if isinstance(error, RvecError) else error
+            logger.warning("alpha of %s not changed: %s", name, what, exc_info=trace)
 
     def _allowed(self, request: web.Request) -> Admin:
         if self._admin is None:

@@ -22,6 +22,7 @@ from vllm_rvec.router.headers import request_headers
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.relay import brief, relay
 from vllm_rvec.router.variants import UnknownVariantError, VariantDownError
+from vllm_rvec.vector.alpha import alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -114,7 +115,7 @@ class Proxy:
         async with self._variants.gate(name).enter():
             # It can't change while this request is under way.
             if (facts := self._variants.facts(name)) is not None:
-                request[ALPHA] = repr(facts.alpha).removesuffix(".0")
+                request[ALPHA] = alpha_text(facts.alpha)
             async with self._answer(request, body) as answer:
                 return await relay(request, answer, name)
 

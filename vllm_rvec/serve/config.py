@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.alpha import AlphaNumber, alpha_problem, alpha_text
 from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
@@ -88,12 +88,6 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
-def _check_alpha(alpha: float) -> float:
-    if problem := alpha_problem(alpha):
-        raise ValueError(problem)
-    return alpha
-
-
 VariantName = Annotated[str, AfterValidator(_check_variant_name)]
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 # YAML reads `VLLM_CPU_KVCACHE_SPACE: 1` as a number; the environment holds text.
@@ -108,7 +102,7 @@ class VariantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    alpha: Annotated[float, BeforeValidator(_refuse_bool), AfterValidator(_check_alpha)]
+    alpha: Annotated[AlphaNumber, BeforeValidator(_refuse_bool)]
     """The vector's scaling coefficient; 0 is the target model unchanged."""
 
 
@@ -208,7 +202,7 @@ def variant_name(alpha: float) -> str:
     """
     if alpha == 0:
         return "base"
-    return "enhanced@" + repr(float(alpha)).removesuffix(".0")
+    return f"enhanced@{alpha_text(alpha)}"
 
 
 def variants_from_alphas(alphas: tuple[float, ...]) -> dict[str, VariantConfig]:

@@ -6,18 +6,18 @@ it was; after anything else nobody knows what its weights are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import aiohttp
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from vllm_rvec.errors import AlphaChangeFailedError, AlphaChangeRefusedError
+from vllm_rvec.vector.alpha import AlphaChange
 
 if TYPE_CHECKING:
     from vllm_rvec.serve.engine import EngineProcess
 
-__all__ = ["AlphaChange", "ask_for_alpha"]
+__all__ = ["ask_for_alpha"]
 
 ALPHA_PATH = "/v1/rvec/alpha"
 
@@ -28,15 +28,7 @@ SHOWN_CHARACTERS = 1000
 """How much of what an engine says goes into a message."""
 
 
-class _Done(BaseModel):
-    """What we read of the engine's answer."""
-
-    model_config = ConfigDict(frozen=True)
-
-    old_alpha: float
-    reload_seconds: float
-    ranks: int
-    copies: int
+_CHANGE = TypeAdapter(AlphaChange)
 
 
 class _ErrorText(BaseModel):
@@ -45,22 +37,6 @@ class _ErrorText(BaseModel):
 
 class _ErrorBody(BaseModel):
     error: _ErrorText
-
-
-@dataclass(frozen=True, slots=True)
-class AlphaChange:
-    """A change that came about."""
-
-    old_alpha: float
-    """What was served before."""
-    alpha: float
-    """What is served now."""
-    reload_seconds: float
-    """How long the engine took over its weights."""
-    ranks: int
-    """How many of its workers reloaded them."""
-    copies: int
-    """Sums that they computed straight into parameters; none at alpha 0."""
 
 
 async def ask_for_alpha(
@@ -92,16 +68,15 @@ async def ask_for_alpha(
         raise _failed(f"the engine did not answer within {timeout_seconds:g} s") from exc
     except (aiohttp.ClientError, OSError) as exc:
         raise _failed(f"the engine broke off ({type(exc).__name__})") from exc
-    return _read(alpha, status, body)
+    return _read(status, body)
 
 
-def _read(alpha: float, status: int, body: bytes) -> AlphaChange:
+def _read(status: int, body: bytes) -> AlphaChange:
     if status == 200:
         try:
-            done = _Done.model_validate_json(body)
+            return _CHANGE.validate_json(body)
         except ValidationError as exc:
             raise _failed("the engine's answer is not understood") from exc
-        return AlphaChange(done.old_alpha, alpha, done.reload_seconds, done.ranks, done.copies)
     try:
         said = _ErrorBody.model_validate_json(body).error.message[:SHOWN_CHARACTERS]
     except ValidationError:

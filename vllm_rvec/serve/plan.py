@@ -71,16 +71,14 @@ OWNED_FLAGS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A named (target, vectors, alpha) that answers.
+    """A named alpha of the configuration's target and vectors, which answers.
 
     Attributes:
         name: What requests put in `model`.
-        vectors: Where the stored vectors are, in the order of adding.
-        alpha: Their scaling coefficient.
+        alpha: The vectors' scaling coefficient.
     """
 
     name: str
-    vectors: tuple[str, ...]
     alpha: float
 
 
@@ -150,9 +148,8 @@ def plan_engines(
     if config.admin_key is not None:
         env[PLUGINS_VARIABLE] = _plugins(env.get(PLUGINS_VARIABLE))
     flags = [*_default_flags(config, flags, env), *flags]
-    paths = tuple(vector.path for vector in config.recipe)
     return tuple(
-        _engine(config, Variant(name, paths, variant.alpha), options, flags, env)
+        _engine(config, Variant(name, variant.alpha), options, flags, env)
         for name, variant in config.variants.items()
     )
 

@@ -17,12 +17,13 @@ from vllm_rvec.errors import (
     EngineStartupError,
 )
 from vllm_rvec.serve.engine import EngineProcess, describe_exit
-from vllm_rvec.serve.live import AlphaChange, ask_for_alpha
+from vllm_rvec.serve.live import ask_for_alpha
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from vllm_rvec.serve.plan import EngineSpec
+    from vllm_rvec.vector.alpha import AlphaChange
 
     Launch = Callable[[EngineSpec], EngineProcess]
     OnState = Callable[[EngineSpec, "EngineState", str, EngineProcess | None], None]

@@ -1,10 +1,14 @@
-"""Which numbers can be an alpha. Imports no torch."""
+"""Which numbers can be an alpha, how one is written, and what a change of it was. No torch."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
-__all__ = ["alpha_problem"]
+from pydantic import AfterValidator
+
+__all__ = ["AlphaChange", "AlphaNumber", "alpha_problem", "alpha_text"]
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 SMALLEST_FLOAT32 = 1.1754943508222875e-38
@@ -24,3 +28,38 @@ def alpha_problem(alpha: float) -> str:
     if abs(alpha) > LARGEST_FLOAT32 or 0 < abs(alpha) < SMALLEST_FLOAT32:
         return "is beyond the range of float32"
     return ""
+
+
+def alpha_text(alpha: float) -> str:
+    """Write an alpha in the shortest way that reads back as it.
+
+    >>> [alpha_text(alpha) for alpha in (0.5, 1.0, -1.0)]
+    ['0.5', '1', '-1']
+    """
+    return repr(float(alpha)).removesuffix(".0")
+
+
+def _checked(alpha: float) -> float:
+    if problem := alpha_problem(alpha):
+        raise ValueError(problem)
+    return alpha
+
+
+AlphaNumber = Annotated[float, AfterValidator(_checked)]
+"""An alpha in something that people write."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaChange:
+    """A change of an engine's alpha that came about."""
+
+    old_alpha: float
+    """What was served before."""
+    alpha: float
+    """What is served now."""
+    reload_seconds: float
+    """How long the engine took over its weights."""
+    ranks: int
+    """How many of its workers reloaded them."""
+    copies: int
+    """Sums that they computed straight into parameters; none at alpha 0."""
