@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from tests.integration.conftest import DEMO
 from tests.support.checkpoints import make_merged
+from tests.support.engines import run_script
 from tests.support.variations import made_dense
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 pytestmark = [
     pytest.mark.gpu,
@@ -24,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
 FUSED = {
     "load_format": "rvec",
     "model_loader_extra_config": {"vector": str(DEMO / "vector"), "alpha": 0.3},
@@ -41,18 +39,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def digests(folder: Path, model: Path, options: Mapping[str, Any]) -> dict[str, str]:
     """Start an engine, and digest every tensor that it holds."""
-    script = folder / "digests.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(model), json.dumps(options)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, str] = run_script(SCRIPT, folder, str(model), json.dumps(options))
     return found
 
 

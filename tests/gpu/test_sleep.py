@@ -6,15 +6,13 @@ from level 2 does.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.integration.conftest import DEMO
+from tests.support.engines import run_script
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,24 +20,11 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
 ]
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
-
 
 @pytest.fixture(scope="module")
 def digests(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Digests and answers of one engine, step by step."""
-    script = tmp_path_factory.mktemp("sleep") / "sleep.py"
-    script.write_text(SCRIPT)
-    done = subprocess.run(
-        [sys.executable, str(script), str(DEMO)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_script(SCRIPT, tmp_path_factory.mktemp("sleep"), str(DEMO))
 
 
 def test_level_1_keeps_the_vector(digests: Any) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.integration.conftest import DEMO
 from tests.support.checkpoints import make_merged, tensors
+from tests.support.engines import IN_PROCESS, run_script
 from tests.support.variations import made_dense
 from vllm_rvec.vector.lora.exporting import export_lora
 
@@ -60,26 +58,8 @@ def greedy(folder: Path) -> list[list[int]]:
 
 def served(folder: Path, adapter: Path, options: dict[str, object]) -> list[list[list[int]]]:
     """Answer by vLLM: without and with the adapter, and both again after a reload."""
-    script = folder / "served.py"
-    script.write_text(SERVED)
-    done = subprocess.run(
-        [
-            *(sys.executable, str(script), str(DEMO / "target"), str(adapter)),
-            *(json.dumps(options), json.dumps(PROMPTS)),
-        ],
-        env={
-            **os.environ,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answers: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
+    arguments = str(DEMO / "target"), str(adapter), json.dumps(options), json.dumps(PROMPTS)
+    answers: list[list[list[int]]] = run_script(SERVED, folder, *arguments, **IN_PROCESS)
     return answers
 
 

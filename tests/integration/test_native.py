@@ -17,6 +17,7 @@ import torch
 
 from tests.integration.conftest import DEMO
 from tests.support.checkpoints import make_merged
+from tests.support.engines import IN_PROCESS, run_script
 from tests.support.processes import until
 from tests.support.variations import made_dense
 
@@ -149,23 +150,12 @@ def test_alpha_is_changed_in_vllms_own_server_too(
 
 def test_the_python_api_takes_the_same_two_keywords(demo: RunningServer, tmp_path: Path) -> None:
     """`LLM(load_format="rvec", model_loader_extra_config=...)` answers as enhanced@1 does."""
-    script = tmp_path / "offline.py"
-    script.write_text(OFFLINE)
-    env = ENGINE_ENV | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(DEMO), PROMPTS[0]],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    answer = run_script(OFFLINE, tmp_path, str(DEMO), PROMPTS[0], **IN_PROCESS)
     messages: Any = [{"role": "user", "content": PROMPTS[0]}]
     served = demo.client().chat.completions.create(
         model="enhanced@1", messages=messages, temperature=0, max_tokens=100
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == served.choices[0].message.content
+    assert answer == served.choices[0].message.content
 
 
 OFFLINE = """

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 from tests.integration.conftest import DEMO
 from tests.integration.test_lora import PROMPTS, greedy
 from tests.support.checkpoints import make_merged, tensors
+from tests.support.engines import IN_PROCESS, run_script
 from tests.support.variations import made_dense
 
 if TYPE_CHECKING:
@@ -24,23 +22,8 @@ pytestmark = pytest.mark.engine
 
 def test_a_draft_in_the_targets_own_folder_is_not_fused(tmp_path: Path) -> None:
     """Answers are the fused model's; drafts come from the stored weights, and some are taken."""
-    script = tmp_path / "speculative.py"
-    script.write_text(SPECULATIVE)
-    done = subprocess.run(
-        [sys.executable, str(script), str(DEMO), json.dumps(PROMPTS)],
-        env={
-            **os.environ,
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    answers, norms, accepted = json.loads(done.stdout.splitlines()[-1])
+    found = run_script(SPECULATIVE, tmp_path, str(DEMO), json.dumps(PROMPTS), **IN_PROCESS)
+    answers, norms, accepted = found
     vector = made_dense(DEMO / "vector", tmp_path / "vector")
     fused = make_merged(DEMO / "target", vector, 1.0, tmp_path / "fused", torch.float32)
     assert answers == greedy(fused) != greedy(DEMO / "target")

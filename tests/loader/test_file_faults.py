@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,39 @@ def test_a_change_in_the_middle_of_a_load_is_an_error(
     with pytest.raises(VectorCorruptError, match=r"vector\.safetensors") as caught:
         list(weights)
     assert ("now" in caught.value.why) or ("written to" in caught.value.why)
+
+
+@pytest.mark.parametrize("change", [cut_short, write_to, empty])
+def test_a_change_before_a_held_back_copy_is_an_error(
+    family: Family, copy: Path, change: Callable[[Path], None]
+) -> None:
+    """Online quantization and reloads copy later: reading what was cut off would be SIGBUS."""
+    weights = dict(itertools.islice(stream(family.target, copy), 8))
+    change(shard_of(copy))
+    for weight in weights.values():
+        with pytest.raises(VectorCorruptError, match="has changed while it was read"):
+            computed(weight)
+
+
+def test_a_model_that_loses_its_vector_half_way_is_not_loaded(family: Family, copy: Path) -> None:
+    """By vLLM's own weight loaders, into a model's own parameters."""
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor.model_loader import get_model_loader
+
+    from tests.support.vllm_model import CreatedModel, engine_config
+
+    config = engine_config(family.target, "rvec", {"vector": str(copy)}, "bfloat16")
+    created, loader = CreatedModel(config), get_model_loader(config.load_config)
+    model: Any = created.model
+    weights: Iterator[Any] = loader.get_all_weights(config.model_config, model)
+
+    def cut_after_six() -> Iterator[Any]:
+        yield from itertools.islice(weights, 6)
+        cut_short(shard_of(copy))
+        yield from weights
+
+    with set_current_vllm_config(config), pytest.raises(VectorCorruptError):
+        model.load_weights(cut_after_six())
 
 
 def test_a_change_after_the_last_tensor_is_an_error(family: Family, copy: Path) -> None:

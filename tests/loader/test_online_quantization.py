@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.checkpoints import make_merged
+from tests.support.families import KINDS, make_family
 from vllm_rvec.loader.fused_tensor import FusedTensor
 from vllm_rvec.vector.extract import extract
 
@@ -87,36 +88,14 @@ def test_vectors_that_are_decoded_are_quantized_alike(family: Family, tmp_path: 
     assert_same(fused, Online(family.target, "rvec", vector=str(dense), alpha=0.3).parameters())
 
 
-def make_unbiased(folder: Path, noise: float = 0.0) -> Path:
-    """Write a tiny Qwen3: no biases beside q, k and v."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=512,
-        hidden_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        intermediate_size=128,
-        tie_word_embeddings=True,
-    )
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)
-    for parameter in model.parameters():
-        parameter.data.add_(noise)
-    model.save_pretrained(folder)
-    return folder
-
-
 def test_no_more_than_one_layers_sums_wait(tmp_path: Path) -> None:
     """VLLM holds back what belongs to one packed layer; then it is quantized and let go.
 
     Where q, k and v have biases beside them (Qwen2) vLLM 0.32 holds theirs back to the end.
     """
-    base, tuned = make_unbiased(tmp_path / "base"), make_unbiased(tmp_path / "tuned", 0.01)
-    vector = extract(tuned, base, tmp_path / "v", encoding="dense").output
-    online = Online(base, "rvec", vector=str(vector), alpha=0.3)
+    family = make_family(tmp_path, KINDS["qwen3"], num_hidden_layers=3)
+    vector = extract(family.tuned, family.base, tmp_path / "v", encoding="dense").output
+    online = Online(family.base, "rvec", vector=str(vector), alpha=0.3)
     waiting: list[int] = []
     gc.collect()
     others = sum(type(item) is FusedTensor for item in gc.get_objects())  # of other tests

@@ -6,11 +6,40 @@ import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["answers"]
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["IN_PROCESS", "answers", "run_script"]
 
 SECONDS = 300
+
+IN_PROCESS = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""An engine without processes of its own, and with little memory."""
+
+
+def run_script(script: str, folder: Path, *arguments: str, **env: str) -> Any:
+    """Run a script in a process of its own, and return the JSON of the last line that it prints.
+
+    Args:
+        script: Its text. It goes into a file: engines' processes import it.
+        folder: Where that file goes.
+        arguments: Of its command line.
+        env: Environment variables for it.
+    """
+    path = folder / "script.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def answers(engines: list[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:

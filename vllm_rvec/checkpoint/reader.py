@@ -21,7 +21,7 @@ from vllm_rvec.checkpoint.table import read_table
 from vllm_rvec.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
     from typing import BinaryIO
 
@@ -38,8 +38,9 @@ class CheckpointReader:
     into one never reaches the file.
 
     Each tensor is given out only while its file is as it was: a file that another process cuts
-    short under a mapping ends whoever reads there with SIGBUS. What is left of that danger is the
-    time from then until the tensor has been read: replace files by renaming new ones.
+    short under a mapping ends whoever reads there with SIGBUS. Who reads later asks again by
+    `check_unchanged`. What is left of the danger is the time from then until the tensor has been
+    read: replace files by renaming new ones.
 
     Args:
         folder: A checkpoint folder, as `read_table` takes it.
@@ -104,14 +105,18 @@ class CheckpointReader:
         if end > start:
             mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, names: Iterable[str] | None = None) -> None:
         """Make sure that what was given out came from files that are still as they were.
+
+        Args:
+            names: Tensors that were given out; all where None.
 
         Raises:
             CheckpointError: A file was written to or cut short meanwhile; what was read of it may
                 be of both.
         """
-        for shard in list(self._maps):
+        shards = list(self._maps) if names is None else {self.table[n].shard for n in names}
+        for shard in shards:
             try:
                 self._check(shard)
             except (OSError, ValueError) as exc:

@@ -152,6 +152,8 @@ class FusedTensor(torch.Tensor):
 
     def _sum(self, out: torch.Tensor) -> torch.Tensor:
         theta, fusion = self._theta, self._fusion
+        for stored, _ in fusion.terms:
+            stored.check()  # a copy may come long after the stream has gone by
         here, there = theta.device, out.device
         if here.type == there.type == "cpu":
             return fuse_view(theta, fusion.origin, fusion.terms, out, fusion.team)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import psutil
@@ -82,8 +83,10 @@ class VectorReader:
         entry = self.manifest.tensors[name]
         if entry.encoding == "zero":
             return None
-        parts = {part: self.part(part) for part in part_names(name, entry, self.table)}
-        return open_stored(entry, name, parts)
+        parts = {part: self.part(part) for part in self._parts_of(name)}
+        stored = open_stored(entry, name, parts)
+        stored.check = partial(self.check_unchanged, name)
+        return stored
 
     def part(self, part: str) -> torch.Tensor:
         """Return one part as it is stored: a view of the mapped file.
@@ -103,23 +106,30 @@ class VectorReader:
         except CheckpointError as exc:
             raise _corrupt(exc) from exc
 
-    def check_unchanged(self) -> None:
-        """Make sure that all that was read came from files that are still as they were.
+    def check_unchanged(self, name: str | None = None) -> None:
+        """Make sure that what was read came from files that are still as they were.
+
+        Args:
+            name: A tensor; all that were read where None.
 
         Raises:
             VectorCorruptError: A shard was written to, cut short or replaced since it was opened.
         """
         try:
             if self._reader is not None:
-                self._reader.check_unchanged()
+                parts = None if name is None else self._parts_of(name)
+                self._reader.check_unchanged(parts)
         except CheckpointError as exc:
             raise _corrupt(exc) from exc
 
     def release(self, name: str) -> None:
         """Let go of the memory that holds a tensor's pages, as `CheckpointReader.release`."""
         if self._reader is not None:
-            for part in part_names(name, self.manifest.tensors[name], self.table):
+            for part in self._parts_of(name):
                 self._reader.release(part)
+
+    def _parts_of(self, name: str) -> tuple[str, ...]:
+        return part_names(name, self.manifest.tensors[name], self.table)
 
     def _check_memory(self, name: str, elements: int) -> None:
         has_bytes = psutil.virtual_memory().total

@@ -29,6 +29,7 @@ class PaddedTensor(StoredTensor):
         self.kind = stored.kind
         self.shape = shape
         self.dtype = stored.dtype
+        self.check = stored.check
         self._stored = stored
         self._zero = zero
 

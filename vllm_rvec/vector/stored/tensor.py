@@ -47,6 +47,9 @@ class StoredTensor(ABC):
     dtype: torch.dtype
     is_view = False
     """Whether `read` gives a view of the file, at no cost."""
+    check: Callable[[], None] = staticmethod(lambda: None)
+    """Raises VectorCorruptError where its file is no longer as it was when it was opened. To be
+    called before elements are read, where that is not at once."""
 
     @property
     def elements(self) -> int:
