@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import openai
 import pytest
+import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.integration.conftest import DEMO
@@ -51,13 +52,26 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(target: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """One engine, at alpha 0, with the demo's other settings."""
+    """One engine, at alpha 0, with the demo's other settings.
+
+    By a recipe that adds the demo's vector in two parts: together they are the demo's own, so that
+    all answers must be.
+    """
     folder = tmp_path_factory.mktemp("live-serve")
     config = folder / "serve.yaml"
     demo = (DEMO / "serve.yaml").read_text()
     _, rest = demo.split("engine:\n")
-    head = f"model: {target}\nvector: {DEMO / 'vector'}\nvariants: {{{NAME}: {{alpha: 0}}}}\n"
-    config.write_text(f"{head}drain_seconds: 1\nengine:\n{rest}")
+    parts: list[dict[str, object]] = [
+        {"layers": "0-1"},
+        {"exclude": ["*.layers.0.*", "*.layers.1.*"], "alpha": {"default": 1}},
+    ]
+    settings = {
+        "model": str(target),
+        "vectors": [{"path": str(DEMO / "vector"), **part} for part in parts],
+        "variants": {NAME: {"alpha": 0}},
+        "drain_seconds": 1,
+    }
+    config.write_text(yaml.safe_dump(settings) + f"engine:\n{rest}")
     arguments = ["--config", str(config), "--", "--enable-prompt-tokens-details"]
     env = {"VLLM_RVEC_ADMIN_KEY": ADMIN_KEY}
     with run_serve(arguments, folder / "log", env=env) as server:

@@ -456,6 +456,33 @@ def test_a_part_that_the_recipe_leaves_out_may_not_fit(
     )
 
 
+@pytest.mark.parametrize("alpha", [0.3, -1.0])
+def test_vectors_of_other_vocabularies_add_the_rows_that_they_have(
+    family: Family, vector: Path, tmp_path: Path, alpha: float
+) -> None:
+    """One with fewer rows than the target, one with more; rows that only one side has stay."""
+    embedding, rows = "model.embed_tokens.weight", 512
+    paths, terms = [], []
+    for count, share in ((448, 0.5), (576, 1.0)):
+        donors = [
+            resized(side, tmp_path / f"{side.name}-{count}", count)
+            for side in (family.tuned, family.base)
+        ]
+        made = extract(donors[0], donors[1], tmp_path / f"v-{count}", encoding="dense").output
+        paths.append({"path": str(made), "alpha": share})
+        terms.append((tensors(made), alpha * share))
+    merged = {}
+    for name, theta in tensors(family.target).items():
+        total = theta.float()
+        for v, factor in terms:
+            shared = min(len(v[name]), len(theta)) if name == embedding else len(theta)
+            total[:shared] = total[:shared] + torch.tensor(factor) * v[name][:shared].float()
+        merged[name] = total.bfloat16()
+    fused = load(family.target, "rvec", vectors=paths, alpha=alpha, vocabulary="common")
+    assert len(tensors(family.target)[embedding]) == rows
+    assert_same(fused, load(with_tensors(family.target, tmp_path / "merged", merged)))
+
+
 def test_every_vector_of_a_recipe_is_checked(
     family: Family, vector: Path, tmp_path: Path, engine_log: pytest.LogCaptureFixture
 ) -> None:

@@ -6,7 +6,11 @@ import hashlib
 import random
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
+
+from tests.support.web import run_web
+from vllm_rvec.errors import AlphaChangeFailedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +26,9 @@ LINEAR = "cpu_linear"
 class LiveModel:
     """A whole model of vLLM's in this process: loaded, and made into the kernels' layout."""
 
-    def __init__(self, target: Path, vector: Path, alpha: float, dtype: str = "bfloat16") -> None:
+    def __init__(
+        self, target: Path, vector: Path | str, alpha: float, dtype: str = "bfloat16"
+    ) -> None:
         # vLLM takes seconds to import; tests that are deselected should not pay.
         from tests.support.vllm_model import LoadedModel, engine_config
 
@@ -104,3 +110,19 @@ def test_the_wake_after_a_change_keeps_the_new_alpha(family: Family, vector: Pat
     live.loaded.discard()
     live.worker.reload_weights()
     assert live.digests() == before
+
+
+def test_a_vector_that_its_url_names_anew_is_not_reloaded(
+    family: Family, vector: Path, vector_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change would be one of the vector too, and nobody asked for that."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with run_web() as web:
+        live = LiveModel(family.target, web.add_folder("/v", vector), 0.3)
+        assert live.worker.rvec_check() == []
+        web.add_folder("/v", vector_bf16)
+        (problem,) = live.worker.rvec_check()
+        assert "another vector than the one that was loaded" in problem
+        with pytest.raises(AlphaChangeFailedError, match="another vector"):
+            live.worker.rvec_reload({"vector": str(vector), "alpha": 1.0})

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 import pytest
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.serve import EngineSpec, ServeConfig, Variant, load_config, plan_engines
 from vllm_rvec.serve.config import variants_from_alphas
 
@@ -156,6 +157,21 @@ def test_policy_and_force_reach_the_loader() -> None:
     spec = plan_one(vocabulary="common", force=True)
     options = json.loads(after(spec, "--model-loader-extra-config"))
     assert options == {**OPTIONS, "vocabulary": "common", "force": True}
+
+
+def test_a_recipe_reaches_the_loader_as_it_was_said() -> None:
+    """What is not said is the loader's to fill in; the variant's alpha multiplies the whole."""
+    vectors = [
+        {"path": "a", "alpha": {"attention": 0.5, "default": [0, 1]}, "layers": "0-3,8"},
+        {"path": "b", "include": ["*.mlp.*"]},
+    ]
+    variants = {"careful": {"alpha": 0.3}}
+    settings = {"model": "m", "vectors": vectors, "variants": variants}
+    (spec,) = plan_engines(load_config(None, settings), environ={})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options == {"vectors": vectors, "alpha": 0.3, "vocabulary": "strict", "force": False}
+    loaded, _ = LoaderConfig.split(options)
+    assert loaded.recipe == load_config(None, settings).recipe
 
 
 def test_configured_loader_options_are_merged() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -134,6 +135,7 @@ class CheckpointReader:
 
     def _mapped(self, shard: Path) -> mmap.mmap:
         file = self._files[shard] = shard.open("rb")
+        weakref.finalize(self, file.close)  # only checks need it; the mapping has its own
         self._stamps.setdefault(shard, Stamp.of(file.fileno()))
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         if len(mapped) != self._size_bytes(shard):
