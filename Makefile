@@ -69,8 +69,9 @@ BENCH ?=
 bench: setup ## Loads beside their goals; fails where one is 15 % over (mergekit's row: make mergekit)
 	MERGEKIT_ENV=$(MERGEKIT_ENV) VLLM_LOGGING_LEVEL=ERROR $(BIN)/python -m benchmarks $(BENCH)
 
-bench-gpu: setup ## Adding on the host or on the device, beside the bandwidth between them
-	$(BIN)/python -m benchmarks.gpu_fuse $(BENCH)
+# Without `setup`: a machine with a GPU has a torch of its own, which the lock's would hide.
+bench-gpu: ## Adding on the host or on the device, with the torch of PYTHON
+	$(PYTHON) -m benchmarks.gpu_fuse $(BENCH)
 
 bench-paper: setup ## What 7B, 70B and 405B would take, on paper
 	$(BIN)/python -m benchmarks.on_paper $(BENCH)

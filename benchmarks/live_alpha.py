@@ -3,9 +3,10 @@
     python -m benchmarks.live_alpha
 
 A 0.5B-shaped Qwen2 target and an equally large dense bf16 vector are made in a temporary folder
-(1.9 GB). Loading is what an engine's start does from an empty model on: read, fuse, make into the
-kernels' layout. Changing is what each of its workers does. Starting processes, profiling, compiling
-and draining are in neither; a start pays for the first three, a change for the last.
+(about 4 GB with the donors). Loading is what an engine's start does from an empty model on: read,
+fuse, make into the kernels' layout. Changing is what each of its workers does. Starting processes,
+profiling, compiling and draining are in neither; a start pays for the first three, a change for the
+last.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 `StoredTensor.read` decodes any stretch of elements; `fuse_view` adds stored tensors to a view of a
 target's tensor, straight into where the sum goes. The loader and merge work with these: a rank
-reads, decodes and adds its own slices only, and memory does not grow with a tensor's size.
+adds its own slices only (of columns of a sparse or low-rank tensor whole rows are decoded), and
+memory does not grow with a tensor's size.
 """
 
 from vllm_rvec.vector.stored.fusing import Term, fuse_view

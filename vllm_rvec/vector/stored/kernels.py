@@ -3,7 +3,8 @@
 Each computes `arithmetic`'s reference bit for bit: product and sum are two roundings of float32
 (LLVM contracts nothing here, since numba is not asked for fast mathematics), the result is rounded
 once, to nearest and ties to even. bfloat16 goes in and out as its bits, uint16: numba has no such
-type. A loop releases Python's lock, and allocates nothing.
+type. A loop releases Python's lock, and allocates no
+more than blocks of 4,096 elements.
 
 numba comes with vLLM, which pins it. Without it, everything is done block by block with PyTorch.
 Compiled code is kept beside this file, or in the user's cache folder where this one can't be
