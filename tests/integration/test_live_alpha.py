@@ -157,7 +157,8 @@ def test_answers_and_lists_say_the_alpha_that_is_served(live: RunningServer) -> 
     raw = client.completions.with_raw_response.create(model=NAME, prompt="x", max_tokens=1)
     assert raw.headers["x-rvec-alpha"] == "0.25"
     (card,) = client.models.list()
-    assert card.to_dict()["rvec"] == {"alpha": 0.25, "vector": str(DEMO / "vector")}
+    both_parts = f"{DEMO / 'vector'} + {DEMO / 'vector'}"
+    assert card.to_dict()["rvec"] == {"alpha": 0.25, "vector": both_parts}
     (variant,) = httpx.get(f"{live.base_url}/rvec/variants").json()["data"]
     assert (variant["id"], variant["alpha"], variant["state"]) == (NAME, 0.25, "ready")
 
