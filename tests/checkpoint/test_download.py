@@ -160,7 +160,8 @@ def test_a_connection_that_breaks_is_taken_up_again(web: Web, cache: Cache) -> N
     run = Run(web, cache)
     run.fetch()
     assert is_whole(cache)
-    assert web.sent_bytes[PATH] == len(DATA)
+    # What a broken connection had under way may be lost, a buffer's worth; not what had come.
+    assert 0 <= web.sent_bytes[PATH] - len(DATA) < 500_000
     assert sum("trying again" in line for line in run.lines) == 4
 
 
