@@ -9,13 +9,17 @@ import socket
 import struct
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import pytest
+from rich.console import Console
 from safetensors.torch import save_file
 
 from tests.support.checkpoints import make_checkpoint, tensors
 from tests.support.variations import resized
+from vllm_rvec.cli.serve import _Server
+from vllm_rvec.serve import EngineConsole, EngineState, choose_mode, load_config, plan_engines
 from vllm_rvec.vector import VectorReader
 
 if TYPE_CHECKING:
@@ -210,3 +214,105 @@ def test_an_unknown_option_is_a_usage_error(family: Family) -> None:
     code, text = serve("--model", family.target, "--vektor", "x")
     assert code == 2
     assert "No such option: --vektor" in text
+
+
+def logged(*arguments: object) -> tuple[int, str]:
+    """Run up to where the port is taken: what is logged before any engine starts."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, text = serve("--port", taken.getsockname()[1], *arguments)
+    assert "another process listens there" in text or code != 3, text
+    return code, text
+
+
+def test_the_mode_and_its_reason_are_logged(family: Family, vector: Path) -> None:
+    """Whichever it is; also why it is not the other."""
+    both = ("--model", family.target, "--vector", vector)
+    _, text = logged(*both, "--alpha-range", "-0.5:1")
+    assert "mode dial: for `alpha_range`" in text
+    _, text = logged(*both)
+    assert "mode dial: one engine for 2 alphas and any other in -1:2; --mode fused starts" in text
+    _, text = logged(*both, "--alpha", "1")
+    assert "mode fused: there is one alpha; with --mode dial, requests could choose" in text
+    _, text = logged(*both, "--", "--enable-lora")
+    assert "mode fused: one engine for each alpha, for want of a dial: --enable-lora: " in text
+
+
+def test_a_mode_that_can_not_be_had(family: Family, vector: Path) -> None:
+    """Exit status 3 with each reason and the ways out, before anything is verified."""
+    both = ("--model", family.target, "--vector", vector)
+    code, text = serve(*both, "--mode", "dial", "--", "-pp", "2", "--enable-lora")
+    assert code == 3
+    for part in ("--pipeline-parallel-size: ", "--enable-lora: ", "use --mode fused"):
+        assert part in text
+    code, text = serve(*both, "--mode", "fused", "--vector-dtype", "int8")
+    assert code == 3
+    assert "`vector_dtype`" in text
+    code, text = serve(*both, "--mode", "both", "--alpha-range", "2:1", "--vector-dtype", "int4")
+    assert code == 3
+    for part in ("`mode`: should be 'auto', 'fused' or 'dial'", "alpha range '2:1'", "`vector_d"):
+        assert part in text
+
+
+def test_a_model_that_no_dial_was_tried_with(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Exit status 3, unless it is forced; by itself it is fused."""
+    target = shutil.copytree(family.target, tmp_path / "target")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | {"model_type": "strange"}))
+    both = ("--model", target, "--vector", vector)
+    code, text = serve(*both, "--mode", "dial")
+    assert code == 3
+    assert "models of type 'strange' have not been tried in it" in text
+    _, text = logged(*both, "--force")
+    assert "mode fused: one engine for each alpha, for want of a dial: models of type" in text
+    _, text = logged(*both, "--mode", "dial", "--force")
+    assert "mode dial: forced, though models of type 'strange'" in text
+
+
+@dataclass
+class Answering:
+    """An engine process, as far as the command looks at it."""
+
+    base_url: str = "http://127.0.0.1:1"
+    api_key: str = "k"
+
+
+def server(mode: Literal["fused", "dial"], listener: socket.socket) -> _Server:
+    """The command's parts, none of them started."""
+    settings = load_config(None, {"model": "m", "vector": "a/v", "mode": mode})
+    choice = choose_mode(settings)
+    specs = plan_engines(settings, mode=choice.mode, environ={})
+    made = _Server(settings, choice, specs, listener, EngineConsole(Console(quiet=True)))
+    for spec in specs:
+        made._on_state(spec, EngineState.READY, "", Answering())  # type: ignore[arg-type]
+    return made
+
+
+def test_the_summary_of_a_dial(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its names, and what else may be asked for; the same as JSON."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = server("dial", listener)
+        made._print_summary(as_json=False)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "base (alpha 0)" in shown
+        assert "enhanced@1 (alpha 1)" in shown
+        assert "any alpha in -1:2: enhanced@A" in shown
+        made._print_summary(as_json=True)
+        printed = json.loads(capsys.readouterr().out)
+        assert printed["models"] == ["base", "enhanced@1"]
+        assert (printed["mode"], printed["alpha_range"]) == ("dial", [-1.0, 2.0])
+        server("fused", listener)._print_summary(as_json=True)
+        printed = json.loads(capsys.readouterr().out)
+        assert (printed["mode"], printed["alpha_range"]) == ("fused", None)
+
+
+def test_a_dials_restart_does_not_undo_a_change() -> None:
+    """Its command line says the old alpha; the router, which has the new one, tells it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = server("dial", listener)
+        made._variants.retune("enhanced@1", (0.7,))
+        (spec,) = made._specs
+        for state in (EngineState.DOWN, EngineState.READY):
+            made._on_state(spec, state, "", Answering())  # type: ignore[arg-type]
+        facts = made._variants.facts("enhanced@1")
+    assert facts is not None
+    assert (facts.alpha, facts.vector, facts.alpha_range) == (0.7, "a/v", (-1, 2))

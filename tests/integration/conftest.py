@@ -20,9 +20,17 @@ DEMO = ROOT / "examples" / "demo"
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """The demo as `make demo` starts it: engines for base and enhanced@1 behind the router."""
+    """The demo as `make demo` starts it: one engine for all alphas behind the router."""
     log = tmp_path_factory.mktemp("demo") / "serve.log"
     with run_serve(["--config", str(DEMO / "serve.yaml")], log) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fused_demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """The demo with an engine for each of base and enhanced@1, fused at load."""
+    log = tmp_path_factory.mktemp("fused-demo") / "serve.log"
+    with run_serve(["--config", str(DEMO / "serve.yaml"), "--mode", "fused"], log) as server:
         yield server
 
 

@@ -45,8 +45,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != "zombie"]
 
 
-def test_a_killed_engine_ends_its_stream_alone_and_comes_back(demo: RunningServer) -> None:
+def test_a_killed_engine_ends_its_stream_alone_and_comes_back(fused_demo: RunningServer) -> None:
     """Its stream ends with an error, the other's goes on, requests get 503, then it is back."""
+    demo = fused_demo
     client = demo.client()
     engine = demo.engine("enhanced@1")
     family = [engine, *engine.children(recursive=True)]

@@ -118,10 +118,10 @@ def cached_tokens(server: RunningServer) -> int:
 
 
 def test_each_alpha_answers_as_an_engine_started_at_it(
-    live: RunningServer, demo: RunningServer
+    live: RunningServer, fused_demo: RunningServer
 ) -> None:
     """0, 1, 0.3 and back: text and log-probabilities, bit for bit."""
-    base, enhanced = answer(demo, "base"), answer(demo, "enhanced@1")
+    base, enhanced = answer(fused_demo, "base"), answer(fused_demo, "enhanced@1")
     assert base != enhanced
     assert answer(live, NAME) == base
     done = change(live, 1)

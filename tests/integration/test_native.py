@@ -124,7 +124,7 @@ def test_answers_and_logprobs_equal_transformers(
 
 
 def test_alpha_is_changed_in_vllms_own_server_too(
-    api_server: openai.OpenAI, demo: RunningServer
+    api_server: openai.OpenAI, fused_demo: RunningServer
 ) -> None:
     """To 1, where it answers as enhanced@1, and back; with the server's key only."""
 
@@ -142,7 +142,7 @@ def test_alpha_is_changed_in_vllms_own_server_too(
     assert httpx.put(url, json={"alpha": 1}).status_code == 401
     done = httpx.put(url, json={"alpha": 1}, headers=key, timeout=60)
     assert done.json()["old_alpha"] == ALPHA
-    assert ask(api_server, "fused") == ask(demo.client(), "enhanced@1") != before
+    assert ask(api_server, "fused") == ask(fused_demo.client(), "enhanced@1") != before
     assert httpx.put(url, json={"alpha": ALPHA}, headers=key, timeout=60).status_code == 200
     assert httpx.get(url, headers=key).json() == {"alpha": ALPHA}
     assert ask(api_server, "fused") == before

@@ -91,7 +91,7 @@ def test_structured_output_obeys_the_schema(client: openai.OpenAI, name: str) ->
 def test_an_unknown_model_is_a_404_that_lists_the_names(client: openai.OpenAI) -> None:
     """OpenAI's own error, as the client's own exception."""
     with pytest.raises(openai.NotFoundError) as caught:
-        ask(client, "enhanced@2", QUESTION)
+        ask(client, "enhanced@7", QUESTION)
     body: Any = caught.value.body
     assert body["code"] == "model_not_found"
     assert all(name in body["message"] for name in NAMES)

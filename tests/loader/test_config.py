@@ -35,7 +35,7 @@ def test_all_mistakes_are_named_at_once() -> None:
     text = str(caught.value)
     for part in ("unknown key 'vektor'", "unknown key 'beta'", "'vector' is missing", "alpha: "):
         assert part in text
-    assert "the keys are: vector, vectors, alpha, vocabulary, force, fuse_on, base_format" in text
+    assert "the keys are: vector, vectors, alpha, vocabulary, force, mode, alpha_range" in text
 
 
 @pytest.mark.parametrize("alpha", [float("nan"), float("inf"), 1e39, 1e-45, "1", True, None])

@@ -21,6 +21,7 @@ from vllm_rvec.router import (
     start_server,
 )
 from vllm_rvec.vector.alpha import AlphaChange
+from vllm_rvec.vector.dial import Dial
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -38,8 +39,8 @@ NAME = "enhanced@1"
 class Stage:
     """A router whose changes are made by `change`, on a table of two variants."""
 
-    def __init__(self, engine: StandInEngine) -> None:
-        self.table = VariantTable(["base", NAME])
+    def __init__(self, engine: StandInEngine, dial: Dial | None = None) -> None:
+        self.table = VariantTable(["base", NAME], dial)
         for name, alpha in (("base", 0.0), (NAME, 1.0)):
             self.table.set_ready(name, engine.upstream)
             self.table.describe(name, VariantFacts(alpha, "a/vector"))
@@ -63,6 +64,7 @@ class Stage:
         """Change without a hitch."""
         facts = self.table.facts(name)
         assert facts is not None
+        assert isinstance(facts.alpha, float)
         self.table.describe(name, VariantFacts(alpha, facts.vector))
         self.changed.append((name, alpha))
         return AlphaChange(facts.alpha, alpha, 0.5, 2, 7)
@@ -301,3 +303,94 @@ async def test_a_change_that_does_not_come_about_opens_the_door(
     assert await ask(http, stage) == (200, "1")
     assert "not changed" in caplog.text
     assert ADMIN_KEY not in caplog.text
+
+
+DIAL = Dial(("reasoning", "style"), {"base": (0.0, 0.0), NAME: (1.0, 1.0)})
+
+
+@pytest.fixture
+async def dial_stage(engine: StandInEngine, resources: AsyncExitStack) -> Stage:
+    made = Stage(engine, DIAL)
+    await made.start(resources, admin_key=ADMIN_KEY, key=CLIENT_KEY)
+    return made
+
+
+async def test_a_dial_is_turned_at_once(
+    http: aiohttp.ClientSession, dial_stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No engine is asked, and the name stands for something else; which is logged."""
+    status, done = await put(http, dial_stage, {"alpha": 0.7})
+    assert (status, done["id"], done["state"], done["vector"]) == (200, NAME, "ready", "a/vector")
+    assert (done["old_alpha"], done["alpha"], done["alpha_range"]) == (1.0, 0.7, [-1.0, 2.0])
+    assert (done["ranks"], done["copies"]) == (0, 0)
+    assert (done["reload_seconds"], done["drain_seconds"], done["seconds"]) == (0.0, 0.0, 0.0)
+    assert not dial_stage.changed
+    assert await ask(http, dial_stage) == (200, "0.7")
+    assert f"{NAME} is no longer what its name says: its alpha is 0.7" in caplog.text
+    status, done = await put(http, dial_stage, {"alpha": {"style": 0.5}})
+    assert (status, done["old_alpha"]) == (200, 0.7)
+    assert done["alpha"] == {"reasoning": 0.0, "style": 0.5}
+    assert await ask(http, dial_stage) == (200, "reasoning=0, style=0.5")
+
+
+async def test_requests_under_way_do_not_hold_up_a_dial(
+    http: aiohttp.ClientSession, dial_stage: Stage, engine: StandInEngine
+) -> None:
+    """They go on with what they have, and the next ones have the new alpha."""
+    go_on = asyncio.Event()
+    answer = engine.answer
+
+    async def wait(request: web.Request) -> web.StreamResponse:
+        await go_on.wait()
+        return await answer(request)
+
+    engine.answer = wait
+    early = asyncio.create_task(ask(http, dial_stage))
+    await engine.asked.wait()
+    assert (await put(http, dial_stage, {"alpha": 0.7}))[0] == 200
+    late = asyncio.create_task(ask(http, dial_stage))
+    go_on.set()
+    assert (await early, await late) == ((200, "1"), (200, "0.7"))
+    assert [seen.values("X-Rvec-Alpha") for seen in engine.seen] == [["1"], ["0.7"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"alpha": 2.5}, "invalid_alpha"),
+        ({"alpha": None}, "invalid_alpha"),
+        ({"alpha": "1"}, "invalid_alpha"),
+        ({"alpha": {"taste": 1}}, "invalid_alpha"),
+        (b'{"alpha": NaN}', "invalid_alpha"),
+        ({}, "invalid_body"),
+        ({"alpha": 1, "beta": 1}, "invalid_body"),
+        (b"{", "invalid_body"),
+    ],
+)
+async def test_a_dial_is_not_turned_beyond_its_range(
+    http: aiohttp.ClientSession, dial_stage: Stage, body: Any, code: str
+) -> None:
+    """400, and nothing has changed."""
+    status, answer = await put(http, dial_stage, body)
+    assert (status, answer["error"]["code"], answer["error"]["param"]) == (400, code, "alpha")
+    assert await ask(http, dial_stage) == (200, "1")
+
+
+async def test_only_names_that_are_listed_can_be_changed(
+    http: aiohttp.ClientSession, dial_stage: Stage
+) -> None:
+    """The others say themselves what they are; and keys are asked for as ever."""
+    status, answer = await put(http, dial_stage, {"alpha": 1}, name="enhanced@0.3")
+    assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    status, _ = await put(http, dial_stage, {"alpha": 1}, key=CLIENT_KEY)
+    assert status == 401
+
+
+async def test_a_dial_that_is_down_can_be_turned(
+    http: aiohttp.ClientSession, dial_stage: Stage, engine: StandInEngine
+) -> None:
+    """It takes no engine, and lasts over a restart."""
+    dial_stage.table.set_down(NAME, "starting")
+    assert (await put(http, dial_stage, {"alpha": 0.4}))[0] == 200
+    dial_stage.table.set_ready(NAME, engine.upstream)
+    assert await ask(http, dial_stage) == (200, "0.4")

@@ -56,3 +56,11 @@ def test_host_length_and_expect_are_made_anew() -> None:
     """They describe the message on the wire, which is a new one."""
     given = headers(("Host", "router"), ("Content-Length", "1"), ("Expect", "100-continue"))
     assert list(request_headers(given, ENGINE, "i")) == ["X-Request-Id", "Authorization"]
+
+
+def test_our_own_headers_take_the_clients_place() -> None:
+    """All of the client's by that name, in any spelling; None leaves them out."""
+    given = headers(("x-mine", "1"), ("X-Kept", "2"), ("X-MINE", "3"), ("X-Gone", "4"))
+    passed = request_headers(given, ENGINE, "i", {"X-Mine": "5", "x-gone": None})
+    assert passed.getall("X-Mine") == ["5"]
+    assert list(passed) == ["X-Kept", "X-Mine", "X-Request-Id", "Authorization"]

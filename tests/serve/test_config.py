@@ -62,6 +62,9 @@ host: 0.0.0.0
 port: 0
 api_key: secret
 drain_seconds: 5
+mode: dial
+alpha_range: -1:2
+vector_dtype: int8
 engine: {max-model-len: 512, enforce-eager: true}
 env: {VLLM_CPU_KVCACHE_SPACE: 1}
 """
@@ -73,6 +76,7 @@ env: {VLLM_CPU_KVCACHE_SPACE: 1}
     assert config.engine_flags == {"max-model-len": 512, "enforce-eager": True}
     assert config.env == {"VLLM_CPU_KVCACHE_SPACE": "1"}
     assert (config.host, config.port, config.drain_seconds) == ("0.0.0.0", 0, 5)
+    assert (config.mode, config.alpha_range, config.vector_dtype) == ("dial", (-1, 2), "int8")
 
 
 def test_the_command_line_wins_and_none_means_not_given(file: Path) -> None:
@@ -310,3 +314,46 @@ def test_a_url_is_no_file_beside_the_configuration(tmp_path: Path) -> None:
     url = f"https://host/v?sig={'0' * 300}"
     (tmp_path / "serve.yaml").write_text(f"model: owner/model\nvector: {url}\n")
     assert load_config(tmp_path / "serve.yaml", {}).vector == url
+
+
+@pytest.mark.parametrize("text", ["-1:2", "-1.5:2.5", "0:1", "'1:20'", "-0.5:20.25"])
+def test_a_range_is_two_numbers_in_yaml_too(file: Path, text: str) -> None:
+    """YAML 1.1 would take some of these for one number to base 60."""
+    file.write_text(MINIMAL + f"alpha_range: {text}\n")
+    found = load_config(file, {}).alpha_range
+    assert found is not None
+    assert list(found) == [float(end) for end in text.strip("'").split(":")]
+
+
+@pytest.mark.parametrize("text", ["2:1", "1", "[0, 1]", "x", "'0:nan'"])
+def test_other_ranges_are_refused(file: Path, text: str) -> None:
+    """With how to write one, on one line."""
+    (found,) = problems(file, MINIMAL + f"alpha_range: {text}\n")
+    assert found.startswith("`alpha_range`: ")
+    assert found.endswith("such as -1:2")
+
+
+def test_a_variant_may_have_an_alpha_for_each_vector(file: Path) -> None:
+    """By the names of vectors; 0 for those that are left out."""
+    file.write_text(
+        "model: m\nvectors: [{path: a/x}, {path: b, name: y}]\n"
+        "variants: {one: {alpha: {y: 0.5}}, both: {alpha: 1}}\n"
+    )
+    config = load_config(file, {})
+    assert config.dial.vectors == ("x", "y")
+    assert config.dial.variants == {"one": (0.0, 0.5), "both": (1.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("alpha", "problem"),
+    [
+        ("{vector: high}", "`variants.a.alpha.vector`: should be a valid number, unable to parse"),
+        ("{vector: true}", "`variants.a.alpha.vector`: should be a number, not true or false"),
+        ("{}", "`variants.a.alpha`: Dictionary should have at least 1 item"),
+        ("{v: 1}", "`variants.a.alpha`: no vector is called v; there are vector"),
+    ],
+)
+def test_an_alpha_for_each_vector_is_checked(file: Path, alpha: str, problem: str) -> None:
+    """One problem each, where it is."""
+    (found,) = problems(file, MINIMAL + f"variants: {{a: {{alpha: {alpha}}}}}\n")
+    assert found.startswith(problem)

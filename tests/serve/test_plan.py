@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.serve import EngineSpec, ServeConfig, Variant, load_config, plan_engines
 from vllm_rvec.serve.config import variants_from_alphas
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OPTIONS = {"vector": "v", "alpha": 1.0, "vocabulary": "strict", "force": False}
 FRONT = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
@@ -278,3 +282,161 @@ def test_the_same_engine_at_another_alpha() -> None:
     ((before, now),) = [(b, n) for b, n in zip(old.argv, new.argv, strict=True) if b != n]
     assert json.loads(now) == json.loads(before) | {"alpha": 0.3}
     assert json.loads(now)["num_threads"] == 2
+
+
+DIAL_OPTIONS = {
+    "vector": "v",
+    "mode": "dial",
+    "alpha_range": [-1.0, 2.0],
+    "variants": {"base": 0.0, "enhanced@1": 1.0},
+    "vector_dtype": "auto",
+    "vocabulary": "strict",
+    "force": False,
+}
+DIAL_WORDS = [
+    *("--worker-cls", "vllm_rvec.loader.dial.worker.DialWorker"),
+    *("--scheduler-cls", "vllm_rvec.loader.dial.scheduler.DialScheduler"),
+    *("--logits-processors", "vllm_rvec.loader.dial.admission:AlphaAdmission"),
+    *("--middleware", "vllm_rvec.loader.dial.middleware.DialMiddleware"),
+]
+
+
+def plan_dial(*extra_args: str, **settings: object) -> EngineSpec:
+    (spec,) = plan_engines(config(0, 1, **settings), extra_args, mode="dial", environ={})
+    return spec
+
+
+def dial_options(**settings: object) -> dict[str, Any]:
+    options: dict[str, Any] = json.loads(
+        after(plan_dial(**settings), "--model-loader-extra-config")
+    )
+    return options
+
+
+def test_a_dial_is_one_engine_for_all_variants() -> None:
+    """The whole command; the first variant's name is the model's own."""
+    spec = plan_dial()
+    assert list(spec.argv) == [
+        *FRONT,
+        *("--model", "m", "--served-model-name", "base", "--load-format", "rvec"),
+        *("--model-loader-extra-config", json.dumps(DIAL_OPTIONS)),
+        *("--shutdown-timeout", "30"),
+        *DIAL_WORDS,
+    ]
+    assert spec.name == "dial"
+    assert spec.variants == (Variant("base", 0.0), Variant("enhanced@1", 1.0))
+    assert spec.env["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    assert spec.api_key
+
+
+def test_a_dial_of_one_alpha() -> None:
+    """The same with one name."""
+    (spec,) = plan_engines(config(0.5), mode="dial", environ={})
+    assert after(spec, "--served-model-name") == "enhanced@0.5"
+    assert spec.variants == (Variant("enhanced@0.5", 0.5),)
+
+
+def test_what_a_dial_is_told_of_vectors() -> None:
+    """Range, form and names as they were said; the loader reads the same of it."""
+    vectors = [{"path": "a/reasoning", "layers": "0-3"}, {"path": "b", "name": "style"}]
+    settings = {
+        "model": "m",
+        "vectors": vectors,
+        "variants": {"both": {"alpha": {"reasoning": 0.5}}, "base": {"alpha": 0}},
+        "alpha_range": "0:0.5",
+        "vector_dtype": "int8",
+    }
+    given = load_config(None, settings)
+    (spec,) = plan_engines(given, mode="dial", environ={})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options == {
+        "vectors": [{"path": "a/reasoning", "name": "reasoning", "layers": "0-3"}, vectors[1]],
+        "mode": "dial",
+        "alpha_range": [0.0, 0.5],
+        "variants": {"both": {"reasoning": 0.5}, "base": 0.0},
+        "vector_dtype": "int8",
+        "vocabulary": "strict",
+        "force": False,
+    }
+    assert given.dial.variants == {"both": (0.5, 0.0), "base": (0.0, 0.0)}
+    loaded, _ = LoaderConfig.split(options)
+    assert loaded.dial == given.dial
+    assert [variant.alpha_text for variant in spec.variants] == ["reasoning=0.5", "0"]
+
+
+def test_an_engine_takes_what_its_variants_have() -> None:
+    """Also where requests may not choose so much: the router tells it all alphas as numbers."""
+    given = config(0, 5, alpha_range="0.5:1")
+    (spec,) = plan_engines(given, mode="dial", environ={})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options["alpha_range"] == [0.0, 5.0]
+    assert given.dial.allowed == (0.5, 1.0)
+
+
+def test_a_dials_vector_keeps_its_name_where_it_was_fetched_to(tmp_path: Path) -> None:
+    """A folder of a cache is called something else; one that is not gets no name."""
+    given = load_config(None, {"model": "m", "vector": "owner/steps"})
+    found = given.found_in([tmp_path / "c0ffee"])
+    assert found.dial == given.dial
+    (spec,) = plan_engines(found, mode="dial", environ={})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options["vectors"] == [{"path": str(tmp_path / "c0ffee"), "name": "steps"}]
+    assert "vector" not in options
+    fused = plan_engines(found, environ={})[0]
+    assert json.loads(after(fused, "--model-loader-extra-config"))["vector"] == found.vector
+    assert dial_options()["vector"] == "v"
+
+
+def test_names_are_not_told_to_fused_engines(tmp_path: Path) -> None:
+    """They have no use for them."""
+    given = load_config(None, {"model": "m", "vectors": [{"path": "a", "name": "n"}]})
+    (spec, _) = plan_engines(given.found_in([tmp_path]), environ={})
+    options = json.loads(after(spec, "--model-loader-extra-config"))
+    assert options["vectors"] == [{"path": str(tmp_path)}]
+
+
+def test_the_users_flags_and_a_dials() -> None:
+    """Of lists of processors vLLM takes the last, and each middleware by itself."""
+    spec = plan_dial(
+        *("--logits-processors", "x", "--middleware", "c", "--seed", "1"),
+        *("--logits-processors", "y", "z", "--middleware=d"),
+        engine={"middleware": ["a", "b"], "max-model-len": 64},
+    )
+    words = list(spec.argv[spec.argv.index("--shutdown-timeout") + 2 :])
+    assert words == [
+        *("--max-model-len", "64", "--seed", "1"),
+        *DIAL_WORDS[:4],
+        *("--logits-processors", "y", "z", DIAL_WORDS[5]),
+        *("--middleware", "a", "--middleware", "b", "--middleware", "c", "--middleware", "d"),
+        *DIAL_WORDS[6:],
+    ]
+
+
+def test_vllm_reads_a_dials_flags_as_they_are_meant() -> None:
+    """By its own parser: the user's processors and middleware, and ours behind them."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    flags = ("--middleware", "a", "--middleware", "b", "--logits-processors", "x", "y")
+    spec = plan_dial(*flags)
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(list(spec.argv[3:]))
+    assert parsed.middleware == ["a", "b", DIAL_WORDS[7]]
+    assert parsed.logits_processors == ["x", "y", DIAL_WORDS[5]]
+    assert (parsed.worker_cls, parsed.scheduler_cls) == (DIAL_WORDS[1], DIAL_WORDS[3])
+    assert parsed.model_loader_extra_config == DIAL_OPTIONS
+
+
+def test_a_dial_has_all_of_the_memory_and_needs_no_plugin() -> None:
+    """It is one engine, and another alpha needs no reload."""
+    spec = plan_dial(admin_key="k")
+    assert "--gpu-memory-utilization" not in spec.argv
+    assert "--worker-extension-cls" not in spec.argv
+    assert "VLLM_PLUGINS" not in spec.env
+
+
+@pytest.mark.parametrize("key", ["mode", "alpha_range", "variants", "vector_dtype"])
+def test_a_dials_options_are_ours_to_give(key: str) -> None:
+    """So that router and engine have the same."""
+    with pytest.raises(ConfigError) as caught:
+        plan_dial("--model-loader-extra-config", json.dumps({key: 1}))
+    assert f"{key}: a setting of" in caught.value.why

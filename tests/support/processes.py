@@ -46,7 +46,8 @@ class RunningServer:
 
     def engine(self, variant: str) -> psutil.Process:
         """Return the API server process of the engine that answers for a variant."""
-        (found,) = [p for p in engine_processes(self.process.pid) if variant in _command(p)]
+        engines = engine_processes(self.process.pid)
+        (found,) = [p for p in engines if any(variant in word for word in _command(p))]
         return found
 
     def process_family(self) -> list[psutil.Process]:

@@ -6,7 +6,7 @@ import logging
 import shlex
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -34,9 +34,12 @@ from vllm_rvec.serve import (
     EngineProcess,
     EngineSpec,
     EngineState,
+    ModeChoice,
     ServeConfig,
     Supervisor,
+    choose_mode,
     load_config,
+    model_facts,
     parse_alphas,
     plan_engines,
     variant_name,
@@ -66,7 +69,27 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
     alpha: Annotated[
         str | None,
         typer.Option(
-            help="Alphas to serve, one engine each. 0 is the target unchanged.", show_default="0,1"
+            help="Alphas to serve, each under a name. 0 is the target unchanged.",
+            show_default="0,1",
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            help="fused starts an engine for each alpha; dial starts one, and each request may "
+            "choose its alpha; auto takes the dial for several alphas where it can.",
+            show_default="auto",
+        ),
+    ] = None,
+    alpha_range: Annotated[
+        str | None,
+        typer.Option(help="With a dial: which alphas requests may choose.", show_default="-1:2"),
+    ] = None,
+    vector_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="With a dial: how the engine keeps the vector, auto or int8.",
+            show_default="auto",
         ),
     ] = None,
     vocab: Annotated[
@@ -122,6 +145,9 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             "model": model,
             **_vectors(vector or []),
             "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
+            "mode": mode,
+            "alpha_range": alpha_range,
+            "vector_dtype": vector_dtype,
             "vocabulary": vocab,
             "force": force or None,
             "host": host,
@@ -130,17 +156,23 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             "admin_key": admin_key,
         },
     )
-    plan_engines(settings, _engine_arguments(context))  # what is wrong there costs nothing to say
+    words = _engine_arguments(context)
+    choice = choose_mode(settings, words)
+    plan_engines(settings, words, mode=choice.mode)  # what is wrong there costs nothing to say
     settings = settings.found_in([find_vector(vector.path).folder for vector in settings.recipe])
+    if choice.mode == "dial":
+        choice = choose_mode(settings, words, model_facts(settings))
     with show_when_slow("verifying the vector") as on_progress:
         found = check_files(settings, on_progress=on_progress)
-    specs = plan_engines(settings, _engine_arguments(context))
+    specs = plan_engines(settings, words, mode=choice.mode)
     stderr = Console(stderr=True)
     _log_to(stderr)
     _log_findings(found)
+    logger.info("mode %s: %s", choice.mode, choice.reason)
     # The port is held from here on: half a minute of engines must not end in "port in use".
     with bind_socket(settings.host, settings.port) as listener:
-        server = _Server(settings, specs, listener, EngineConsole(stderr, verbose=verbose))
+        console = EngineConsole(stderr, verbose=verbose)
+        server = _Server(settings, choice, specs, listener, console)
         with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
             asyncio.run(server.run(as_json=as_json))
 
@@ -170,6 +202,7 @@ class _Server:
     def __init__(
         self,
         settings: ServeConfig,
+        choice: ModeChoice,
         specs: Sequence[EngineSpec],
         listener: socket.socket,
         console: EngineConsole,
@@ -178,7 +211,9 @@ class _Server:
         self._specs = specs
         self._listener = listener
         self._console = console
-        self._variants = VariantTable([v.name for spec in specs for v in spec.variants])
+        self._mode = choice.mode
+        dial = settings.dial if choice.mode == "dial" else None
+        self._variants = VariantTable([v.name for spec in specs for v in spec.variants], dial)
         self._supervisor = Supervisor(specs, self._launch, self._on_state)
 
     async def run(self, *, as_json: bool) -> None:
@@ -254,29 +289,41 @@ class _Server:
         return Admin(key.get_secret_value(), self._change_alpha, self._settings.drain_seconds)
 
     async def _change_alpha(self, name: str, alpha: float) -> AlphaChange:
+        """Change a fused engine; the router turns a dial by itself."""
         done = await self._supervisor.change_alpha(name, alpha)  # an engine has its variant's name
         self._describe(name, alpha)
         if (name == "base" or name.startswith("enhanced@")) and name != variant_name(alpha):
             logger.warning("%s is no longer what its name says: its alpha is %s", name, alpha)
         return done
 
-    def _describe(self, name: str, alpha: float) -> None:
+    def _describe(self, name: str, alpha: float | Mapping[str, float]) -> None:
         paths = " + ".join(vector.path for vector in self._settings.recipe)
         self._variants.describe(name, VariantFacts(alpha, paths))
 
     def _print_summary(self, *, as_json: bool) -> None:
         address, names = self._address(), list(self._variants.names())
         if as_json:
-            typer.echo(json.dumps({"base_url": f"{address}/v1", "models": names}))
+            typer.echo(json.dumps(self._as_json(address, names)))
             return
         table = Table(show_header=False, title="ready", title_justify="left")
         table.add_row("address", f"{address}/v1")
         for spec in self._specs:
             for variant in spec.variants:
-                table.add_row("model", Text(f"{variant.name}  (alpha {variant.alpha:g})"))
+                table.add_row("model", Text(f"{variant.name}  (alpha {variant.alpha_text})"))
+        if (allowed := self._variants.alpha_range) is not None:
+            table.add_row("model", f"any alpha in {allowed}: enhanced@A")
         Console().print(table)
         # Outside the table, on one line: made to be pasted.
         typer.echo(self._curl(address, names[-1]))
+
+    def _as_json(self, address: str, names: list[str]) -> dict[str, object]:
+        allowed = self._variants.alpha_range
+        return {
+            "base_url": f"{address}/v1",
+            "models": names,
+            "mode": self._mode,
+            "alpha_range": None if allowed is None else list(allowed),
+        }
 
     def _address(self) -> str:
         port = self._listener.getsockname()[1]

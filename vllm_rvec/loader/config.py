@@ -10,12 +10,14 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import AlphaNumber
 from vllm_rvec.vector.compatibility.structure import Vocabulary
+from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 
 if TYPE_CHECKING:
@@ -41,6 +43,16 @@ class LoaderConfig(BaseModel):
     rows of both, or leave embedding and output head as they are."""
     force: bool = False
     """Go on where the check refuses: log it, and leave unfused what does not fit."""
+    mode: Literal["fused", "dial"] = "fused"
+    """fused: the vectors are added to the weights, at one alpha. dial: they are kept beside them,
+    and each request has an alpha of its own; then `alpha` is for requests that name none."""
+    alpha_range: Annotated[tuple[AlphaNumber, AlphaNumber], Field(strict=False)] = DEFAULT_RANGE
+    """Of a dial: between which alphas requests may choose."""
+    variants: dict[str, AlphaNumber | dict[str, AlphaNumber]] = {}
+    """Of a dial: names of models, and the alpha of each, or one for each vector."""
+    vector_dtype: Literal["auto", "int8"] = "auto"
+    """Of a dial: how it keeps vectors. auto is the model's dtype; int8 takes half of bfloat16's
+    memory, with one scale a row."""
     fuse_on: Literal["auto", "host", "device"] = "auto"
     """Where to add what goes to parameters on a GPU; auto measures which is faster."""
     base_format: str = "safetensors"
@@ -56,6 +68,30 @@ class LoaderConfig(BaseModel):
     kv_connector: Literal["refuse", "allow"] = "refuse"
     """A KV connector whose keys don't know alpha is refused, unless the user says here that each
     vector and alpha has a store of its own."""
+
+    @model_validator(mode="after")
+    def _check_dial(self) -> LoaderConfig:
+        if self.alpha_range[0] > self.alpha_range[1]:
+            msg = "alpha_range: the first number is larger than the second"
+            raise ValueError(msg)
+        names = vector_names(self.recipe)
+        for variant, alpha in self.variants.items():
+            if isinstance(alpha, dict) and (strange := alpha.keys() - set(names)):
+                msg = f"variants: {variant}: no vector is called {', '.join(sorted(strange))}; "
+                raise ValueError(msg + f"there are {', '.join(names)}")
+        return self
+
+    @property
+    def dial(self) -> Dial:
+        """What a dial engine answers to."""
+        names = vector_names(self.recipe)
+        variants = {
+            name: tuple(alpha.get(v, 0.0) for v in names)
+            if isinstance(alpha, dict)
+            else (alpha,) * len(names)
+            for name, alpha in self.variants.items()
+        }
+        return Dial(names, variants, AlphaRange(*self.alpha_range))
 
     @property
     def recipe(self) -> tuple[RecipeVector, ...]:

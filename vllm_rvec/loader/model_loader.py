@@ -22,6 +22,7 @@ from vllm_rvec.errors import ERROR_MARKER, ConfigError, RvecError
 from vllm_rvec.loader import LOAD_FORMAT
 from vllm_rvec.loader.base_loaders import draft_loader, target_loader
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.dial.loading import make_dial, refuse_undialable
 from vllm_rvec.loader.fetching import find_vector, target_file
 from vllm_rvec.loader.kv_stores import refuse_shared_stores, refuse_weight_cache
 from vllm_rvec.loader.stream import FusedStream
@@ -83,9 +84,18 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             ConfigError: A draft is to be loaded by this loader.
             RvecError: As for `load_weights`.
         """
+        is_dial = self.config.mode == "dial"
         with _logged_errors():
             _refuse_fused_draft(vllm_config)
-        return super().load_model(vllm_config, model_config, prefix)  # type: ignore[no-any-return]  # as above
+            if is_dial:
+                refuse_undialable(vllm_config)
+        model: torch.nn.Module = super().load_model(vllm_config, model_config, prefix)
+        if is_dial and self.stream is not None:
+            with _logged_errors():
+                model.rvec_batch = make_dial(  # type: ignore[assignment]  # no parameter, no module
+                    model, vllm_config, model_config, self.config, self.stream
+                )
+        return model
 
     def download_model(self, model_config: ModelConfig) -> None:
         """Fetch the target, as vLLM does."""
@@ -170,20 +180,25 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
         return left_out
 
     def _open_stream(self, model_config: ModelConfig) -> FusedStream:
+        # A dial streams the target as it is; its vectors come beside it, each at alpha 1.
+        is_dial = self.config.mode == "dial"
+        alpha = 1.0 if is_dial else self.config.alpha
         return FusedStream(
-            addends=[self._open_addend(vector, model_config) for vector in self.config.recipe],
-            alpha=self.config.alpha,
+            addends=[
+                self._open_addend(vector, alpha, model_config) for vector in self.config.recipe
+            ],
+            alpha=0.0 if is_dial else alpha,
             dtype=model_config.dtype,
             fuse_on=self.config.fuse_on,
         )
 
-    def _open_addend(self, vector: RecipeVector, model_config: ModelConfig) -> Addend:
+    def _open_addend(self, vector: RecipeVector, alpha: float, model_config: ModelConfig) -> Addend:
         """Open a vector; check first what can be checked before any weight is read."""
         reader = VectorReader(find_vector(vector.path).folder)
         facts = _facts(model_config)
         addend = Addend.of(
             reader,
-            self.config.alpha,
+            alpha,
             self.config.vocabulary,
             vector if self.config.vectors else None,
             is_partial=is_for_language_part(reader.manifest, facts),
@@ -210,6 +225,8 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
             logger.warning("Vector and target, refused but forced: %s", line)
 
     def _log_summary(self, model_config: ModelConfig, stream: FusedStream, seconds: float) -> None:
+        if self.config.mode == "dial":
+            return  # what it does is said when the vectors are beside the target
         if stream.alpha == 0:
             logger.info("Loaded %s unchanged: alpha is 0", model_config.model)
             return

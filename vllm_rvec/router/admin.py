@@ -1,7 +1,8 @@
 """`/v1/rvec/variants`: what each variant is, and changing its alpha while it serves.
 
 Who does the change is told to `create_app`; here are the key, the body, the door that is shut
-meanwhile (`gate`), and the answer.
+meanwhile (`gate`), and the answer. With a dial nothing has to be done but here: the name stands for
+other alphas from then on.
 """
 
 from __future__ import annotations
@@ -9,22 +10,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from vllm_rvec.errors import ConfigError, RvecError
+from vllm_rvec.router.alphas import invalid_alpha
 from vllm_rvec.router.keys import shows_key
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.proxy import VARIANT
 from vllm_rvec.router.variants import UnknownVariantError
 from vllm_rvec.vector.alpha import AlphaChange, AlphaNumber
+from vllm_rvec.vector.dial import AlphaRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from vllm_rvec.router.variants import VariantTable
+    from vllm_rvec.vector.dial import Dial
 
     ChangeAlpha = Callable[[str, float], Awaitable["AlphaChange"]]
 
@@ -48,17 +52,29 @@ class Admin:
     key: str = field(repr=False)
     """What must be shown, as `Authorization: Bearer ...`. Kept out of `repr`, so out of logs."""
     change_alpha: ChangeAlpha
-    """Has a variant's engine serve another alpha. Called with nothing under way on it."""
+    """Has a variant's engine serve another alpha. Called with nothing under way on it, and never
+    with a dial."""
     drain_seconds: float
     """How long requests under way may take to end before that."""
 
 
-class _Wish(BaseModel):
-    """The body of a PUT."""
-
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
+
+class _Wish(_Strict):
+    """The body of a PUT."""
+
     alpha: AlphaNumber
+
+
+class _DialWish(_Strict):
+    """The body of a PUT to a dial's variant, which may say an alpha for each vector."""
+
+    alpha: JsonValue
+
+
+WishT = TypeVar("WishT", bound=_Strict)
 
 
 class AdminApi:
@@ -104,7 +120,10 @@ class AdminApi:
         """
         admin = self._allowed(request)
         name = request[VARIANT] = self._named(request)
-        alpha = await _read_alpha(request)
+        if (dial := self._variants.dial) is not None:
+            wish = await _read_wish(request, _DialWish)
+            return web.json_response(self._retune(dial, name, wish.alpha))
+        alpha = (await _read_wish(request, _Wish)).alpha
         if name in self._running:
             raise RequestRefusedError(
                 409,
@@ -131,6 +150,26 @@ class AdminApi:
             "drain_seconds": round(drained - started, 3),
             "reload_seconds": round(changed.reload_seconds, 3),
             "seconds": round(loop.time() - started, 3),
+        }
+
+    def _retune(self, dial: Dial, name: str, value: JsonValue) -> dict[str, Any]:
+        """Have a dial's variant stand for other alphas; its requests under way keep theirs."""
+        try:
+            alphas = dial.of_value(value)
+        except AlphaRequestError as exc:
+            raise invalid_alpha(str(exc), fix='Send {"alpha": 0.7}.') from None
+        old = dial.variants[name]
+        self._variants.retune(name, alphas)
+        logger.info("alpha of %s changed from %s to %s", name, dial.text(old), dial.text(alphas))
+        if dial.with_variant(name, alphas).is_misnamed(name):
+            said = dial.text(alphas)
+            logger.warning("%s is no longer what its name says: its alpha is %s", name, said)
+        return {
+            **self._describe(name),
+            "old_alpha": dial.plain(old),
+            "alpha": dial.plain(alphas),
+            **dict.fromkeys(("ranks", "copies"), 0),
+            **dict.fromkeys(("drain_seconds", "reload_seconds", "seconds"), 0.0),
         }
 
     def _forget(self, name: str, done: asyncio.Task[dict[str, Any]]) -> None:
@@ -165,6 +204,7 @@ class AdminApi:
         state = "ready" if reason is None else "down"
         if self._variants.gate(name).is_shut:
             state = "changing"
+        range_ = self._variants.alpha_range
         return {
             "id": name,
             "object": "rvec.variant",
@@ -172,14 +212,15 @@ class AdminApi:
             "reason": reason,
             "alpha": facts.alpha if facts else None,
             "vector": facts.vector if facts else None,
+            **({} if range_ is None else {"alpha_range": list(range_)}),
         }
 
 
-async def _read_alpha(request: web.Request) -> float:
+async def _read_wish(request: web.Request, kind: type[WishT]) -> WishT:
     if (request.content_length or 0) > MAX_WISH_BYTES:
         raise web.HTTPRequestEntityTooLarge(MAX_WISH_BYTES)
     try:
-        return _Wish.model_validate_json(await request.read()).alpha
+        return kind.model_validate_json(await request.read())
     except web.RequestPayloadError as exc:
         raise RequestRefusedError(400, "The body was cut off.", code="invalid_body") from exc
     except ValidationError as exc:

@@ -19,6 +19,7 @@ from vllm_rvec.router.models import ModelsApi
 from vllm_rvec.router.openai_errors import answer_error, error_response
 from vllm_rvec.router.proxy import ALPHA, MAX_BODY_BYTES, REQUEST_ID, VARIANT, Proxy
 from vllm_rvec.router.relay import cut_off
+from vllm_rvec.vector.dial import ALPHA_HEADER
 
 if TYPE_CHECKING:
     import aiohttp
@@ -191,4 +192,5 @@ async def _mark_response(request: web.Request, response: web.StreamResponse) -> 
     if VARIANT in request:
         response.headers["X-Rvec-Variant"] = request[VARIANT]
     if ALPHA in request:
-        response.headers["X-Rvec-Alpha"] = request[ALPHA]
+        # An engine that says them itself knows best: `vllm_xargs` are read only there.
+        response.headers.setdefault(ALPHA_HEADER, request[ALPHA])

@@ -38,7 +38,10 @@ REMADE = frozenset({"host", "content-length", "expect"})
 
 
 def request_headers(
-    headers: CIMultiDictProxy[str], upstream: Upstream, request_id: str
+    headers: CIMultiDictProxy[str],
+    upstream: Upstream,
+    request_id: str,
+    own: Mapping[str, str | None] | None = None,
 ) -> CIMultiDict[str]:
     """What goes to the upstream.
 
@@ -46,11 +49,15 @@ def request_headers(
         headers: The client's.
         upstream: Its key, if any, takes the place of the client's.
         request_id: Sent as `X-Request-Id`.
+        own: Sent in place of the client's headers of these names; None leaves them out.
 
     Returns:
         The client's headers in their order, repeated ones repeated.
     """
-    passed = CIMultiDict(_without(headers, HOP_BY_HOP | CLIENT_KEYS | REMADE))
+    own = own or {}
+    replaced = frozenset(name.lower() for name in own)
+    passed = CIMultiDict(_without(headers, HOP_BY_HOP | CLIENT_KEYS | REMADE | replaced))
+    passed.update({name: value for name, value in own.items() if value is not None})
     passed["X-Request-Id"] = request_id
     passed.update(bearer(upstream))
     return passed

@@ -16,7 +16,7 @@ from vllm_rvec.router.headers import bearer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_rvec.router.variants import Upstream, VariantTable
+    from vllm_rvec.router.variants import Upstream, VariantFacts, VariantTable
 
 __all__ = ["ModelsApi"]
 
@@ -116,7 +116,18 @@ class ModelsApi:
 
     def _card(self, name: str, cards: dict[str, Any]) -> dict[str, Any]:
         """A variant's card, with what it is: a name may say another alpha than the one served."""
-        bare = {"id": name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
+        card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
+        if name in cards:
+            card = cards[name]
+        elif cards and self._variants.dial is not None:
+            # It does not list every name that it answers to; all are one model.
+            card = {**next(iter(cards.values())), "id": name}
         facts = self._variants.facts(name)
-        said = {} if facts is None else {"rvec": {"alpha": facts.alpha, "vector": facts.vector}}
-        return {**cards.get(name, bare), **said}
+        return card if facts is None else {**card, "rvec": _said(facts)}
+
+
+def _said(facts: VariantFacts) -> dict[str, Any]:
+    said = {"alpha": facts.alpha, "vector": facts.vector}
+    if facts.alpha_range is None:
+        return said
+    return {**said, "alpha_range": list(facts.alpha_range)}

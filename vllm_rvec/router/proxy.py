@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from yarl import URL
 
 from vllm_rvec.errors import UpstreamError
+from vllm_rvec.router.alphas import settle
 from vllm_rvec.router.headers import request_headers
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.relay import brief, relay
-from vllm_rvec.router.variants import UnknownVariantError, VariantDownError
-from vllm_rvec.vector.alpha import alpha_text
+from vllm_rvec.router.variants import VariantDownError, names_there_are
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from vllm_rvec.router.variants import VariantTable
 
@@ -37,7 +37,10 @@ VARIANT = web.RequestKey("VARIANT", str)
 """The variant that a request asks for; absent until it is known to exist."""
 
 ALPHA = web.RequestKey("ALPHA", str)
-"""The alpha that its variant has while a request is under way; absent where it is not known."""
+"""The alphas that a request has while it is under way; absent where they are not known."""
+
+ENGINE_HEADERS: web.RequestKey[Mapping[str, str | None]] = web.RequestKey("ENGINE_HEADERS", dict)
+"""What the engine is sent in place of the client's headers of these names."""
 
 REQUEST_ID = web.RequestKey("REQUEST_ID", str)
 """The client's `X-Request-Id`, or the one made for it."""
@@ -104,28 +107,32 @@ class Proxy:
             The upstream's answer, already sent.
 
         Raises:
-            RequestRefusedError: If the body is too large, or doesn't say which model.
+            RequestRefusedError: If the body is too large, doesn't say which model, or asks for
+                alphas that it can't have.
             UnknownVariantError: If there is no such variant.
             VariantDownError: If the variant can't answer now.
             HeldTooLongError: If its weights are being changed, and that takes long.
             UpstreamError: If the upstream fails before it answers.
         """
         body = await _read_body(request)
-        name = request[VARIANT] = self._pick(body)
+        asked = self._read(body)
+        name = request[VARIANT] = asked.model
         async with self._variants.gate(name).enter():
-            # It can't change while this request is under way.
-            if (facts := self._variants.facts(name)) is not None:
-                request[ALPHA] = alpha_text(facts.alpha)
+            # They can't change while this request is under way.
+            settled = settle(self._variants, name, asked.alpha, request.headers)
+            request[ENGINE_HEADERS] = settled.engine_headers
+            if settled.said is not None:
+                request[ALPHA] = settled.said
             async with self._answer(request, body) as answer:
                 return await relay(request, answer, name)
 
-    def _pick(self, body: bytes) -> str:
-        """The variant that a body names, ready or not."""
-        names = self._variants.names()
-        name = _read_model(body, names)
-        if name not in names:
-            raise UnknownVariantError(name, names)
-        return name
+    def _read(self, body: bytes) -> _Routing:
+        """What a body asks for; the variant is there, ready or not."""
+        hint = names_there_are(self._variants.names(), self._variants.alpha_range)
+        asked = _read_routing(body, hint)
+        if not self._variants.has(asked.model):
+            raise self._variants.unknown(asked.model)
+        return asked
 
     @asynccontextmanager
     async def _answer(
@@ -169,7 +176,9 @@ class Proxy:
                 url,
                 # BytesIO goes out in pieces; 64 MiB of bytes would hold up the event loop.
                 data=io.BytesIO(body),
-                headers=request_headers(request.headers, upstream, request[REQUEST_ID]),
+                headers=request_headers(
+                    request.headers, upstream, request[REQUEST_ID], request[ENGINE_HEADERS]
+                ),
                 allow_redirects=False,
             )
         except CONNECTION_ERRORS:
@@ -185,6 +194,7 @@ class _Routing(BaseModel):
     """What the router reads of a body; the rest is the engine's business."""
 
     model: str
+    alpha: JsonValue = None
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -205,14 +215,13 @@ async def _read_body(request: web.Request) -> bytes:
         ) from exc
 
 
-def _read_model(body: bytes, names: tuple[str, ...]) -> str:
-    """Find the name of the variant."""
+def _read_routing(body: bytes, fix: str) -> _Routing:
+    """Find the name of the variant, and the alphas, if any."""
     try:
-        return _Routing.model_validate_json(body).model
+        return _Routing.model_validate_json(body)
     except ValidationError as exc:
         # The input stays out of it: it may be 64 MiB, and it is the client's own.
         problem = exc.errors(include_url=False, include_context=False, include_input=False)[0]
-    fix = f"Ask for one of: {', '.join(names)}."
     match problem["type"]:
         case "json_invalid":
             raise RequestRefusedError(400, f"{problem['msg']}.", code="invalid_json")

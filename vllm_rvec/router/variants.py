@@ -3,18 +3,23 @@
 A *variant* is a name that clients ask for (`base`, `enhanced@1`). An *upstream* is an engine as
 the router sees it. Several variants may share one upstream. The table is told what is ready and
 what is down; it starts, watches and asks nothing itself.
+
+With a dial, one upstream answers for all of them, and for names that nobody listed, such as
+`enhanced@0.37`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError, RvecError, UpstreamError
 from vllm_rvec.router.gate import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from vllm_rvec.vector.dial import AlphaRange, Alphas, Dial
 
 __all__ = ["UnknownVariantError", "Upstream", "VariantDownError", "VariantFacts", "VariantTable"]
 
@@ -39,10 +44,12 @@ class Upstream:
 class VariantFacts:
     """What a variant is, beside its name."""
 
-    alpha: float
-    """The vector's scaling coefficient."""
+    alpha: float | Mapping[str, float]
+    """The vector's scaling coefficient; of several vectors that differ, each one's by its name."""
     vector: str
     """The stored vector."""
+    alpha_range: AlphaRange | None = None
+    """Between which alphas requests may choose; None where they can't."""
 
 
 class UnknownVariantError(RvecError, LookupError):
@@ -51,14 +58,17 @@ class UnknownVariantError(RvecError, LookupError):
     Args:
         name: What was asked for.
         names: What there is.
+        alpha_range: Of the names that nobody listed, with a dial.
     """
 
-    def __init__(self, name: str, names: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, names: Sequence[str], alpha_range: AlphaRange | None = None
+    ) -> None:
         self.name = name
         self.names = tuple(names)
+        self.alpha_range = alpha_range
         super().__init__(
-            f"The model `{_shown(name)}` does not exist.",
-            fix=f"Ask for one of: {', '.join(names)}.",
+            f"The model `{_shown(name)}` does not exist.", fix=names_there_are(names, alpha_range)
         )
 
 
@@ -80,25 +90,48 @@ class VariantDownError(UpstreamError):
         )
 
 
+def names_there_are(names: Sequence[str], alpha_range: AlphaRange | None) -> str:
+    """Tell a client what to ask for."""
+    more = f", or for enhanced@A with any A in {alpha_range}" if alpha_range else ""
+    return f"Ask for one of: {', '.join(names)}{more}."
+
+
 class VariantTable:
     """The variants and their upstreams. All are down at first: their engines are starting.
 
     Args:
         names: The variants, in the order in which they are listed to clients.
+        dial: What the one upstream answers to, where requests may choose their alphas. Its variants
+            are `names`.
 
     Raises:
         ConfigError: If there is no name, an empty one, or the same one twice.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], dial: Dial | None = None) -> None:
         _check_names(names)
+        self._dial = dial
         self._states: dict[str, Upstream | str] = dict.fromkeys(names, STARTING)
         self._facts: dict[str, VariantFacts] = {}
         self._gates = {name: Gate() for name in names}
 
+    @property
+    def dial(self) -> Dial | None:
+        """What requests may choose; None where each variant has one alpha."""
+        return self._dial
+
+    @property
+    def alpha_range(self) -> AlphaRange | None:
+        """Between which alphas requests may choose; None where they can't."""
+        return None if self._dial is None else self._dial.allowed
+
     def names(self) -> tuple[str, ...]:
-        """All variants, ready or not, in their order."""
+        """All variants, ready or not, in their order; of a dial, those that have been listed."""
         return tuple(self._states)
+
+    def has(self, name: str) -> bool:
+        """Whether requests may ask for a name."""
+        return self._listed(name) in self._states
 
     def set_ready(self, name: str, upstream: Upstream) -> None:
         """Send the variant's requests to an upstream from now on.
@@ -130,7 +163,7 @@ class VariantTable:
         """Who answers for a variant.
 
         Args:
-            name: The variant, as the client spells it.
+            name: The variant, as the client spells it; with a dial, any that it answers to.
 
         Returns:
             The upstream that is ready.
@@ -139,7 +172,7 @@ class VariantTable:
             UnknownVariantError: If there is no such variant.
             VariantDownError: If it can't answer now.
         """
-        state = self._state(name)
+        state = self._state(self._listed(name))
         if isinstance(state, str):
             raise VariantDownError(name, state)
         return state
@@ -172,9 +205,30 @@ class VariantTable:
         self._state(name)
         self._facts[name] = facts
 
+    def retune(self, name: str, alphas: Alphas) -> None:
+        """Have a variant of a dial stand for other alphas: of requests that come from now on.
+
+        Args:
+            name: The variant.
+            alphas: One for each vector.
+
+        Raises:
+            UnknownVariantError: If the table was made without this name.
+        """
+        self._state(name)
+        if self._dial is None:
+            msg = "there is no dial"
+            raise RuntimeError(msg)
+        self._dial = self._dial.with_variant(name, alphas)
+
     def facts(self, name: str) -> VariantFacts | None:
         """What a variant is, or None where nobody has said."""
-        return self._facts.get(name)
+        facts = self._facts.get(self._listed(name))
+        if facts is None or self._dial is None:
+            return facts
+        if (alphas := self._dial.of_model(name)) is None:
+            return None
+        return replace(facts, alpha=self._dial.plain(alphas), alpha_range=self._dial.allowed)
 
     def gate(self, name: str) -> Gate:
         """The door before a variant.
@@ -185,14 +239,25 @@ class VariantTable:
         Raises:
             UnknownVariantError: If there is no such variant.
         """
-        self._state(name)
-        return self._gates[name]
+        listed = self._listed(name)
+        self._state(listed)
+        return self._gates[listed]
+
+    def unknown(self, name: str) -> UnknownVariantError:
+        """The error for a name that requests may not ask for."""
+        return UnknownVariantError(name, self.names(), self.alpha_range)
+
+    def _listed(self, name: str) -> str:
+        """The name under which a variant's engine is known: one dial answers for all its names."""
+        if name in self._states or self._dial is None or self._dial.of_model(name) is None:
+            return name
+        return next(iter(self._states))
 
     def _state(self, name: str) -> Upstream | str:
         try:
             return self._states[name]
         except KeyError:
-            raise UnknownVariantError(name, self.names()) from None
+            raise self.unknown(name) from None
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from vllm_rvec.serve.config import (
 from vllm_rvec.serve.console import EngineConsole
 from vllm_rvec.serve.engine import EngineProcess, describe_exit
 from vllm_rvec.serve.engine_log import root_cause
+from vllm_rvec.serve.mode import ModeChoice, choose_mode, model_facts
 from vllm_rvec.serve.plan import EngineSpec, Variant, plan_engines
 from vllm_rvec.serve.supervisor import EngineState, Pace, Supervisor
 
@@ -22,13 +23,16 @@ __all__ = [
     "EngineProcess",
     "EngineSpec",
     "EngineState",
+    "ModeChoice",
     "Pace",
     "ServeConfig",
     "Supervisor",
     "Variant",
     "VariantConfig",
+    "choose_mode",
     "describe_exit",
     "load_config",
+    "model_facts",
     "parse_alphas",
     "plan_engines",
     "root_cause",

@@ -6,16 +6,20 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    PlainValidator,
+    PrivateAttr,
     SecretStr,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -23,6 +27,7 @@ from pydantic import (
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import AlphaNumber, alpha_problem, alpha_text
 from vllm_rvec.vector.compatibility.structure import Vocabulary
+from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
 from vllm_rvec.vector.settings_file import beside, read_settings
@@ -32,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pydantic_core import ErrorDetails
+
+    from vllm_rvec.vector.dial import Alphas
 
 __all__ = [
     "ServeConfig",
@@ -88,6 +95,23 @@ def _refuse_bool(value: object) -> object:
     return value
 
 
+def _read_range(value: object) -> AlphaRange:
+    if isinstance(value, AlphaRange):
+        return value
+    if not isinstance(value, str):
+        msg = "should be the two ends, such as -1:2"
+        raise ValueError(msg)  # noqa: TRY004 - as above
+    try:
+        return AlphaRange.parse(value)
+    except ConfigError as exc:
+        msg = f"{exc.what}; {exc.fix}"
+        raise ValueError(msg) from None
+
+
+def _kind_of_alpha(value: object) -> str:
+    return "[names]" if isinstance(value, dict) else "[number]"
+
+
 VariantName = Annotated[str, AfterValidator(_check_variant_name)]
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 # YAML reads `VLLM_CPU_KVCACHE_SPACE: 1` as a number; the environment holds text.
@@ -95,6 +119,15 @@ VariableValue = Annotated[
     str, Field(coerce_numbers_to_str=True), AfterValidator(_check_variable_value)
 ]
 FlagValue = Annotated[JsonValue, AfterValidator(_check_flag_value)]
+Number = Annotated[AlphaNumber, BeforeValidator(_refuse_bool)]
+# By a tag: else pydantic tells each problem once for each form that an alpha can have. `_plain`
+# leaves out what stands in brackets.
+VariantAlpha = Annotated[
+    Annotated[Number, Tag("[number]")]
+    | Annotated[dict[str, Number], Field(min_length=1), Tag("[names]")],
+    Discriminator(_kind_of_alpha),
+]
+Range = Annotated[AlphaRange, PlainValidator(_read_range)]
 
 
 class VariantConfig(BaseModel):
@@ -102,8 +135,9 @@ class VariantConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    alpha: Annotated[AlphaNumber, BeforeValidator(_refuse_bool)]
-    """The vector's scaling coefficient; 0 is the target model unchanged."""
+    alpha: VariantAlpha
+    """The vector's scaling coefficient; 0 is the target model unchanged. With a dial also a mapping
+    from vectors' names to numbers, 0 for those that are not named."""
 
 
 class ServeConfig(BaseModel):
@@ -134,6 +168,17 @@ class ServeConfig(BaseModel):
     )
     """The variants by name, in the order in which they start. Without any: base and enhanced@1."""
 
+    mode: Literal["auto", "fused", "dial"] = "auto"
+    """How engines hold the vectors: fused, an engine for each variant, whose weights are the sum;
+    or dial, one engine that keeps them apart and answers any alpha. auto takes the dial where there
+    are several alphas and nothing rules it out."""
+
+    alpha_range: Range | None = None
+    """With a dial: between which alphas requests may choose, as `-1:2`, which is the default."""
+
+    vector_dtype: Literal["auto", "int8"] = "auto"
+    """With a dial: how the engine keeps the vectors; auto takes the target's own dtype."""
+
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The address on which clients are answered. Engines always stay on the loopback."""
 
@@ -161,6 +206,9 @@ class ServeConfig(BaseModel):
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, repr=False)
     """Environment variables for the engines, on top of this process's own; may hold secrets."""
 
+    _vector_name: str | None = PrivateAttr(default=None)
+    """What `vector` is called, once it was found somewhere else."""
+
     @model_validator(mode="after")
     def _check_keys(self) -> ServeConfig:
         if self.admin_key is not None and self.admin_key == self.api_key:
@@ -168,10 +216,23 @@ class ServeConfig(BaseModel):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _check_vector_names(self) -> ServeConfig:
+        names = vector_names(self.recipe)
+        for variant, said in self.variants.items():
+            given = said.alpha if isinstance(said.alpha, dict) else {}
+            if unknown := [name for name in given if name not in names]:
+                msg = f"`variants.{variant}.alpha`: no vector is called {', '.join(unknown)}; "
+                raise ValueError(msg + f"there are {', '.join(names)}")
+        return self
+
     @property
     def recipe(self) -> tuple[RecipeVector, ...]:
         """What is added, in this order."""
-        return self.vectors or (RecipeVector(path=self.vector or ""),)
+        if self.vectors is not None:
+            return self.vectors
+        # Whether there is one at all is checked in `load_config`, with all else.
+        return (RecipeVector.model_construct(path=self.vector or "", name=self._vector_name),)
 
     @property
     def is_recipe(self) -> bool:
@@ -179,13 +240,33 @@ class ServeConfig(BaseModel):
         return self.vectors is not None
 
     def found_in(self, folders: Sequence[Path]) -> ServeConfig:
-        """The same configuration with every vector's own folder, in the order of `recipe`."""
-        found = [str(folder) for folder in folders]
+        """The same configuration with every vector's own folder, in the order of `recipe`.
+
+        Their names stay: a folder where fetched ones are kept is called something else.
+        """
+        names = vector_names(self.recipe)
         if self.vectors is None:
-            return self.model_copy(update={"vector": found[0]})
-        moved = zip(self.vectors, found, strict=True)
-        vectors = tuple(vector.model_copy(update={"path": path}) for vector, path in moved)
+            found = self.model_copy(update={"vector": str(folders[0])})
+            found._vector_name = names[0]  # noqa: SLF001 - of our own copy
+            return found
+        vectors = tuple(
+            vector.model_copy(update={"path": str(folder), "name": name})
+            for vector, folder, name in zip(self.vectors, folders, names, strict=True)
+        )
         return self.model_copy(update={"vectors": vectors})
+
+    @property
+    def dial(self) -> Dial:
+        """What a dial engine would answer to."""
+        names = vector_names(self.recipe)
+        alphas = {name: _alphas(said, names) for name, said in self.variants.items()}
+        return Dial(names, alphas, self.alpha_range or DEFAULT_RANGE)
+
+
+def _alphas(variant: VariantConfig, vectors: Sequence[str]) -> Alphas:
+    if isinstance(variant.alpha, dict):
+        return tuple(variant.alpha.get(name, 0.0) + 0.0 for name in vectors)
+    return (variant.alpha + 0.0,) * len(vectors)  # -0.0 is 0.0
 
 
 def variant_name(alpha: float) -> str:
@@ -318,7 +399,7 @@ def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
 
 def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:
     """Say one of pydantic's problems in plain words, without the value: it may be a secret."""
-    steps = [str(step) for step in error["loc"] if step != "[key]"]
+    steps = [str(step) for step in error["loc"] if step not in {"[key]", "[number]", "[names]"}]
     name = ".".join(steps) or "the whole"
     where = " (from the command line)" if steps and steps[0] in given else ""
     match error["type"]:
@@ -326,6 +407,8 @@ def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:
             problem = f"`{name}` is missing"
         case "extra_forbidden":
             problem = f"`{name}` is not a setting{_suggestion(steps)}"
+        case "value_error" if not steps:
+            problem = str(error["ctx"]["error"])
         case "value_error":
             problem = f"`{name}`: {error['ctx']['error']}"
         case _:
@@ -337,5 +420,7 @@ def _suggestion(steps: list[str]) -> str:
     kinds: dict[str, type[BaseModel]] = {"variants": VariantConfig, "vectors": RecipeVector}
     model: type[BaseModel] = ServeConfig if len(steps) == 1 else kinds.get(steps[0], VariantConfig)
     known = [field.alias or name for name, field in model.model_fields.items()]
-    close = difflib.get_close_matches(steps[-1], known, n=1)
+    # Letters in the wrong order first: difflib finds `modle` more like `mode` than like `model`.
+    close = [name for name in known if sorted(name) == sorted(steps[-1])]
+    close += difflib.get_close_matches(steps[-1], known, n=1)
     return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(known)}"

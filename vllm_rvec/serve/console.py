@@ -134,7 +134,7 @@ class EngineConsole:
         now = self._clock()
         row = self._rows.get(spec.name)
         if row is None or state is EngineState.STARTING:
-            alphas = ", ".join(f"{variant.alpha:g}" for variant in spec.variants)
+            alphas = ", ".join(variant.alpha_text for variant in spec.variants)
             row = self._rows[spec.name] = _Row(alphas, state, state, now)
         row.state, row.phase = state, state
         row.took_seconds = now - row.since if state is EngineState.READY else None

@@ -20,13 +20,17 @@ from vllm_rvec.serve.config import (
     CLIENT_KEY_VARIABLE,
     ENGINE_KEY_VARIABLE,
 )
+from vllm_rvec.serve.flags import as_arguments, flag_name, flag_names, stands_for, take_values
+from vllm_rvec.vector.dial import vector_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vllm_rvec.serve.config import ServeConfig
+    from vllm_rvec.serve.mode import Mode
+    from vllm_rvec.vector.dial import Dial
 
-__all__ = ["EngineSpec", "Variant", "plan_engines"]
+__all__ = ["DIAL_ENGINE", "DIAL_PARTS", "EngineSpec", "Variant", "plan_engines"]
 
 MEMORY_SHARE = 0.9
 """What all engines together may take of the memory; vLLM's own default for one engine is 0.92."""
@@ -50,8 +54,29 @@ PLUGIN_GROUPS = (
 """Those that load where no list is set."""
 
 LOADER_OPTIONS = "model-loader-extra-config"
-OWNED_OPTIONS = frozenset({"vector", "vectors", "alpha", "vocabulary", "force"})
+OWNED_OPTIONS = frozenset(
+    {
+        *("vector", "vectors", "alpha", "vocabulary", "force"),
+        *("mode", "alpha_range", "variants", "vector_dtype"),
+    }
+)
 """The loader's keys that `serve` sets, so that what was checked is what is loaded."""
+
+DIAL_ENGINE = "dial"
+"""What the one engine of a dial is called."""
+DIAL_PARTS = {
+    "worker-cls": "vllm_rvec.loader.dial.worker.DialWorker",
+    "scheduler-cls": "vllm_rvec.loader.dial.scheduler.DialScheduler",
+}
+"""Parts of vLLM that a dial replaces."""
+DIAL_PROCESSOR = "vllm_rvec.loader.dial.admission:AlphaAdmission"
+DIAL_MIDDLEWARE = "vllm_rvec.loader.dial.middleware.DialMiddleware"
+DIAL_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+
+PROCESSORS_FLAG = "logits-processors"
+"""Takes several values, and only the last time that it is given counts."""
+MIDDLEWARE_FLAG = "middleware"
+"""Takes one value, and may be given again."""
 
 _BESIDE_ENGINE = "engines answer on the loopback only; {} belongs to `vllm-rvec serve` itself"
 OWNED_FLAGS = {
@@ -75,11 +100,18 @@ class Variant:
 
     Attributes:
         name: What requests put in `model`.
-        alpha: The vectors' scaling coefficient.
+        alpha: The vectors' scaling coefficient; of a dial also one for each vector, by name.
     """
 
     name: str
-    alpha: float
+    alpha: float | Mapping[str, float]
+
+    @property
+    def alpha_text(self) -> str:
+        """The alpha as people read it."""
+        if isinstance(self.alpha, float | int):
+            return f"{self.alpha:g}"
+        return ", ".join(f"{name}={alpha:g}" for name, alpha in self.alpha.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +120,7 @@ class EngineSpec:
 
     Attributes:
         name: The engine's name in logs and on the console.
-        variants: What it answers for; one each today.
+        variants: What it answers for: one where the vectors are fused, all of them with a dial.
         argv: Its command, without host and port.
         env: Its whole environment; holds the engine's API key and so is not shown.
     """
@@ -104,7 +136,7 @@ class EngineSpec:
         return self.env.get(ENGINE_KEY_VARIABLE, "")
 
     def with_alpha(self, alpha: float) -> EngineSpec:
-        """The same engine at another alpha.
+        """The same engine at another alpha. Not a dial's, which needs nothing for that.
 
         Args:
             alpha: For its one variant.
@@ -123,13 +155,15 @@ def plan_engines(
     config: ServeConfig,
     extra_args: Sequence[str] = (),
     *,
+    mode: Mode = "fused",
     environ: Mapping[str, str] | None = None,
 ) -> tuple[EngineSpec, ...]:
-    """Plan one engine for each variant.
+    """Plan one engine for each variant, or one dial for them all.
 
     Args:
         config: The checked configuration.
         extra_args: More flags for vLLM, as typed after `--`; they win over the configuration's.
+        mode: As `choose_mode` has it.
         environ: The environment to build on; this process's own when None.
 
     Returns:
@@ -138,18 +172,20 @@ def plan_engines(
     Raises:
         ConfigError: A flag is ours to give, or can't be understood; all problems at once.
     """
-    configured = list(_as_arguments(config.engine_flags))
+    configured = list(as_arguments(config.engine_flags))
     _refuse_owned(configured, extra_args)
     options, flags = _take_loader_options([*configured, *extra_args])
     # Unbuffered: a line of log matters most just before its process dies.
     env = {"PYTHONUNBUFFERED": "1", **(os.environ if environ is None else environ), **config.env}
     for key in (CLIENT_KEY_VARIABLE, ADMIN_KEY_VARIABLE):
         env.pop(key, None)  # engines have keys of their own, and no use for these
+    if mode == "dial":
+        return (_dial_engine(config, options, flags, env),)
     if config.admin_key is not None:
         env[PLUGINS_VARIABLE] = _plugins(env.get(PLUGINS_VARIABLE))
     flags = [*_default_flags(config, flags, env), *flags]
     return tuple(
-        _engine(config, Variant(name, variant.alpha), options, flags, env)
+        _fused_engine(config, Variant(name, variant.alpha), options, flags, env)
         for name, variant in config.variants.items()
     )
 
@@ -162,7 +198,7 @@ def _plugins(given: str | None) -> str:
     return ",".join([*sorted(names), ADMIN_PLUGIN])
 
 
-def _engine(
+def _fused_engine(
     config: ServeConfig,
     variant: Variant,
     options: Mapping[str, object],
@@ -170,37 +206,100 @@ def _engine(
     env: Mapping[str, str],
 ) -> EngineSpec:
     loader_options = {
-        **_loaded_vectors(config),
+        **_fused_vectors(config),
         "alpha": variant.alpha,
-        "vocabulary": config.vocabulary,
-        "force": config.force,
+        **_checks(config),
         **options,
     }
-    argv = (
+    argv = _command(config, variant.name, loader_options, flags)
+    return EngineSpec(variant.name, (variant,), argv, _with_key(env))
+
+
+def _dial_engine(
+    config: ServeConfig,
+    options: Mapping[str, object],
+    flags: Sequence[str],
+    env: Mapping[str, str],
+) -> EngineSpec:
+    alphas = {name: variant.alpha for name, variant in config.variants.items()}
+    loader_options = {
+        **_dial_vectors(config),
+        "mode": "dial",
+        "alpha_range": _engine_range(config.dial),
+        "variants": alphas,
+        "vector_dtype": config.vector_dtype,
+        **_checks(config),
+        **options,
+    }
+    words = [*_drain_flag(config, flags), *_dial_flags(flags)]
+    argv = _command(config, next(iter(alphas)), loader_options, words)
+    variants = tuple(Variant(name, alpha) for name, alpha in alphas.items())
+    return EngineSpec(DIAL_ENGINE, variants, argv, _with_key({**env, **DIAL_ENVIRONMENT}))
+
+
+def _engine_range(dial: Dial) -> list[float]:
+    """The range of requests, with room for the variants: the router keeps requests to their own."""
+    named = [alpha for alphas in dial.variants.values() for alpha in alphas]
+    return [min(dial.allowed.lowest, *named), max(dial.allowed.highest, *named)]
+
+
+def _dial_flags(flags: Sequence[str]) -> Iterator[str]:
+    """Put a dial's parts beside the user's flags; what both may give is joined."""
+    processors, flags = take_values(flags, PROCESSORS_FLAG)
+    middleware, flags = take_values(flags, MIDDLEWARE_FLAG)
+    yield from flags
+    for name, part in DIAL_PARTS.items():
+        yield from (f"--{name}", part)
+    yield from (f"--{PROCESSORS_FLAG}", *(processors or [[]])[-1], DIAL_PROCESSOR)
+    # Ours last, which vLLM puts outermost: theirs see requests as the engine does.
+    for part in [*(part for parts in middleware for part in parts), DIAL_MIDDLEWARE]:
+        yield from (f"--{MIDDLEWARE_FLAG}", part)
+
+
+def _command(
+    config: ServeConfig, served_name: str, options: Mapping[str, object], flags: Sequence[str]
+) -> tuple[str, ...]:
+    return (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", config.model),
-        *("--served-model-name", variant.name),
+        *("--served-model-name", served_name),
         *("--load-format", "rvec"),
-        *(f"--{LOADER_OPTIONS}", json.dumps(loader_options)),
+        *(f"--{LOADER_OPTIONS}", json.dumps(options)),
         *flags,
     )
-    key = secrets.token_urlsafe(32)
-    return EngineSpec(variant.name, (variant,), argv, {**env, ENGINE_KEY_VARIABLE: key})
 
 
-def _loaded_vectors(config: ServeConfig) -> dict[str, object]:
+def _with_key(env: Mapping[str, str]) -> dict[str, str]:
+    return {**env, ENGINE_KEY_VARIABLE: secrets.token_urlsafe(32)}
+
+
+def _checks(config: ServeConfig) -> dict[str, object]:
+    return {"vocabulary": config.vocabulary, "force": config.force}
+
+
+def _fused_vectors(config: ServeConfig) -> dict[str, object]:
     if config.vectors is None:
         return {"vector": config.vector}
-    return {"vectors": [v.model_dump(exclude_defaults=True) for v in config.vectors]}
+    said = [v.model_dump(exclude_defaults=True, exclude={"name"}) for v in config.vectors]
+    return {"vectors": said}
+
+
+def _dial_vectors(config: ServeConfig) -> dict[str, object]:
+    """Name the vectors for the engine, unless it finds the same names itself."""
+    names = vector_names(config.recipe)
+    unnamed = [vector.model_copy(update={"name": None}) for vector in config.recipe]
+    if config.vectors is None and names == vector_names(unnamed):
+        return {"vector": config.vector}
+    named = zip(unnamed, names, strict=True)
+    said = [v.model_dump(exclude_defaults=True) | {"name": name} for v, name in named]
+    return {"vectors": said}
 
 
 def _default_flags(
     config: ServeConfig, flags: Sequence[str], env: Mapping[str, str]
 ) -> Iterator[str]:
-    given = set(_flag_names(flags))
-    if "shutdown-timeout" not in given:
-        # Without it vLLM aborts the requests in flight as soon as it gets SIGTERM.
-        yield from ("--shutdown-timeout", str(config.drain_seconds))
+    given = set(flag_names(flags))
+    yield from _drain_flag(config, flags)
     if config.admin_key is not None and WORKER_FLAG not in given:
         yield from (f"--{WORKER_FLAG}", WORKER)
     engines = len(config.variants)
@@ -210,40 +309,18 @@ def _default_flags(
         yield from ("--gpu-memory-utilization", f"{share:g}")
 
 
-def _as_arguments(flags: Mapping[str, object]) -> Iterator[str]:
-    """Turn `max-model-len: 512` into `--max-model-len 512`."""
-    for key, value in flags.items():
-        name = key.lstrip("-").replace("_", "-")
-        match value:
-            case bool():
-                yield f"--{name}" if value else f"--no-{name}"
-            case list():
-                yield from (f"--{name}", *map(_as_text, value))
-            case _:
-                yield from (f"--{name}", _as_text(value))
-
-
-def _as_text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _flag_name(argument: str) -> str:
-    """`--Name_of.key=value` -> `Name-of`; empty for what is not a flag with two dashes."""
-    if not argument.startswith("--"):
-        return ""
-    return argument[2:].split("=", 1)[0].split(".", 1)[0].replace("_", "-")
-
-
-def _flag_names(arguments: Sequence[str]) -> Iterator[str]:
-    return filter(None, map(_flag_name, arguments))
+def _drain_flag(config: ServeConfig, flags: Sequence[str]) -> Iterator[str]:
+    if "shutdown-timeout" not in flag_names(flags):
+        # Without it vLLM aborts the requests in flight as soon as it gets SIGTERM.
+        yield from ("--shutdown-timeout", str(config.drain_seconds))
 
 
 def _refuse_owned(configured: Sequence[str], extra_args: Sequence[str]) -> None:
     problems = [
         f"--{name} ({origin}): {OWNED_FLAGS[owned]}"
         for origin, arguments in (("under `engine`", configured), ("after `--`", extra_args))
-        for name in _flag_names(arguments)
-        if (owned := _owned_by_us(name)) is not None
+        for name in flag_names(arguments)
+        if (owned := stands_for(name, OWNED_FLAGS)) is not None
     ]
     if extra_args and not extra_args[0].startswith("-"):
         # vLLM would take it for the model.
@@ -252,18 +329,13 @@ def _refuse_owned(configured: Sequence[str], extra_args: Sequence[str]) -> None:
         raise ConfigError("some of vLLM's flags are not yours to give here", problems=problems)
 
 
-def _owned_by_us(name: str) -> str | None:
-    """Find the flag that `name` stands for: argparse also takes any unambiguous beginning."""
-    return next((owned for owned in OWNED_FLAGS if owned.startswith(name)), None)
-
-
 def _take_loader_options(arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
     """Part the loader's own options, which are merged with ours, from the other flags."""
     options: dict[str, object] = {}
     rest: list[str] = []
     words = iter(arguments)
     for word in words:
-        name = _flag_name(word)
+        name = flag_name(word)
         if not name or not LOADER_OPTIONS.startswith(name):
             rest.append(word)
             continue

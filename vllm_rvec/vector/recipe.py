@@ -49,6 +49,8 @@ ALPHA_KEYS: Final = (*GROUPS, *(kind for kind in KINDS if kind != "biases"), DEF
 
 LAYERS = re.compile(r"\s*(\d{1,6})\s*(?:-\s*(\d{1,6})\s*)?")
 
+NAME = re.compile(r"[!-+\--<>-~]+")
+
 
 def _read_alpha(value: object) -> object:
     """Check what alpha may be: one problem is said once, not once for each form it could have."""
@@ -87,6 +89,14 @@ def _check_layers(value: str) -> str:
     return value
 
 
+def _check_name(value: str) -> str:
+    # It stands in HTTP headers.
+    if not NAME.fullmatch(value):
+        msg = "a vector's name is printable ASCII text without spaces, commas or ="
+        raise ValueError(msg)
+    return value
+
+
 Setting = float | list[float]
 Alpha = Annotated[Setting | dict[str, Setting], PlainValidator(_read_alpha)]
 """One number; or a gradient, numbers that are spread evenly over the layers; or either of these for
@@ -101,6 +111,9 @@ class RecipeVector(BaseModel):
 
     path: Annotated[str, Field(min_length=1)]
     """The stored vector: its folder, Hub id or URL."""
+
+    name: Annotated[str, AfterValidator(_check_name)] | None = None
+    """What requests to a dial engine call it; without one, as its folder is called."""
 
     alpha: Alpha = 1.0
     """Its scaling coefficient. A number; a gradient over the layers, such as [0, 1]; or a mapping

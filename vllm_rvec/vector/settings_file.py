@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["beside", "read_settings"]
 
+INT_TAG = "tag:yaml.org,2002:int"
+FLOAT_TAG = "tag:yaml.org,2002:float"
+
 
 def read_settings(path: Path) -> dict[str, object]:
     """Read a file's top level, unchecked; an empty file has no settings.
@@ -75,6 +78,18 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _read_number(loader: _UniqueKeyLoader, node: yaml.ScalarNode) -> object:
+    """YAML 1.1 takes `-1:2` for a number to base 60, which nobody writes any more."""
+    if ":" in node.value:
+        return node.value
+    is_int = node.tag == INT_TAG
+    return loader.construct_yaml_int(node) if is_int else loader.construct_yaml_float(node)
+
+
+for _tag in (INT_TAG, FLOAT_TAG):
+    _UniqueKeyLoader.add_constructor(_tag, _read_number)
 
 
 def _yaml_problem(exc: yaml.YAMLError | RecursionError) -> str:

@@ -1,0 +1,142 @@
+"""Answers of dial engines and others in this process, as JSON on the last line.
+
+Run as `python -m tests.support.dial_answers`, with a JSON list of jobs on stdin: each `engine`, the
+keywords of `vllm.LLM`, and `requests`, each `prompt` (token ids), `alpha` (None where there is
+none) and more keywords of `SamplingParams`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["DIAL", "dial", "run_jobs"]
+
+SECONDS = 600
+
+DIAL: dict[str, Any] = {
+    "load_format": "rvec",
+    "worker_cls": "vllm_rvec.loader.dial.worker.DialWorker",
+    "scheduler_cls": "vllm_rvec.loader.dial.scheduler.DialScheduler",
+    "logits_processors": ["vllm_rvec.loader.dial.admission:AlphaAdmission"],
+}
+"""What makes an engine a dial, beside the loader's own configuration."""
+
+SMALL: dict[str, Any] = {
+    "max_model_len": 64,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 64,
+    "kv_cache_memory_bytes": 16 << 20,
+    "enforce_eager": True,
+    "skip_tokenizer_init": True,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+
+
+def dial(**extra: Any) -> dict[str, Any]:
+    """The keywords of a dial engine, with `extra` for the loader."""
+    return DIAL | {"model_loader_extra_config": {"mode": "dial", **extra}}
+
+
+def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:
+    """Run jobs in a process of their own, one engine after the other.
+
+    Args:
+        jobs: As above; also `batch`, how many requests are sent at a time, and
+            `counts_preemptions`.
+        env: Environment variables for the process.
+
+    Returns:
+        For each job and each of its requests: `tokens`, a list for each of its `n` answers,
+        `logprobs` of these, `prompt_logprobs`, `cached`, the number of cached tokens, and
+        `preempted`, of the whole engine where it was asked for.
+    """
+    own = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.dial_answers"],
+        input=json.dumps(jobs),
+        env={**os.environ, **own, **env},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    from vllm_rvec.loader.config import LoaderConfig
+    from vllm_rvec.loader.dial.admission import AlphaAdmission
+
+    arguments = SMALL | job["engine"]
+    extra = arguments.get("model_loader_extra_config")
+    AlphaAdmission.dial = LoaderConfig.split(extra)[0].dial if extra else None
+    engine = LLM(**arguments)
+    prompts, params = [], []
+    for request in job["requests"]:
+        rest = dict(request)
+        prompts.append({"prompt_token_ids": rest.pop("prompt")})
+        alpha = rest.pop("alpha")
+        own = None if alpha is None else {"alpha": alpha}
+        given = {"temperature": 0, "max_tokens": 10, "logprobs": 1, "ignore_eos": True} | rest
+        params.append(SamplingParams(extra_args=own, detokenize=False, **given))
+    # One batch after the other where the job says so; else all at once.
+    replies = [
+        reply
+        for batch in _batches(list(zip(prompts, params, strict=True)), job.get("batch"))
+        for reply in engine.generate(*map(list, zip(*batch, strict=True)), use_tqdm=False)
+    ]
+    preempted = _preempted(engine) if job.get("counts_preemptions") else 0
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    cleanup_dist_env_and_memory()
+    return [_facts(reply) | {"preempted": preempted} for reply in replies]
+
+
+def _batches(requests: list[Any], size: int | None) -> list[list[Any]]:
+    size = size or len(requests) or 1
+    return [requests[at : at + size] for at in range(0, len(requests), size)]
+
+
+def _preempted(engine: Any) -> int:
+    return sum(int(m.value) for m in engine.get_metrics() if m.name == "vllm:num_preemptions")
+
+
+def _facts(reply: Any) -> dict[str, Any]:
+    scored = reply.prompt_logprobs
+    return {
+        "tokens": [list(one.token_ids) for one in reply.outputs],
+        "logprobs": [
+            [step[t].logprob for step, t in zip(one.logprobs, one.token_ids, strict=True)]
+            for one in reply.outputs
+        ],
+        "prompt_logprobs": scored
+        and [None if step is None else next(iter(step.values())).logprob for step in scored],
+        "cached": reply.num_cached_tokens,
+    }
+
+
+if __name__ == "__main__":
+    # vLLM collects at every step of start and end, a quarter of a second each: as long as all else.
+    gc.collect = lambda *_: 0
+    found = [_run(job) for job in json.load(sys.stdin)]
+    sys.stdout.write(json.dumps(found) + "\n")

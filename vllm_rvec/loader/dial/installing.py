@@ -1,0 +1,218 @@
+"""Putting v beside each module of a model that it changes, or saying what it can't be put beside.
+
+v comes as a second model of the same class whose parameters are v: vLLM's own weight loaders have
+packed and sliced it as they do theta. Its layers go on as holders of v; the rest is let go.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.dial.held import Int8Matrix, LayerMatrix, PlainMatrix
+from vllm_rvec.loader.dial.layers import (
+    DialedHead,
+    DialedMatrix,
+    DialedMethod,
+    DialedNorm,
+    hook_embedding,
+    hook_linear,
+    hook_norm,
+)
+from vllm_rvec.loader.vllm_api import (
+    GemmaRMSNorm,
+    LayerNorm,
+    LinearBase,
+    ParallelLMHead,
+    RMSNorm,
+    VocabParallelEmbedding,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vllm_rvec.loader.dial.held import HeldMatrix
+    from vllm_rvec.loader.dial.layers import Batch
+
+__all__ = ["Installed", "VectorDtype", "install"]
+
+VectorDtype = Literal["auto", "int8"]
+WAY_OUT = (
+    "use --mode fused (without vllm-rvec serve: leave the key `mode` out): one engine per alpha"
+)
+SHOWN = 8
+
+NORMS = (RMSNorm, GemmaRMSNorm, LayerNorm, nn.LayerNorm)
+VLLM_MATRICES = (LinearBase, VocabParallelEmbedding)
+TORCH_MATRICES = (nn.Linear, nn.Embedding)
+APPLICABLE = {"weight", "bias"}
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What v was put beside."""
+
+    modules: tuple[str, ...]
+    """Their names."""
+    held_bytes: int
+    """What v takes in the engine's memory on this rank."""
+    relative_errors: dict[str, float]
+    """What int8 lost of each matrix, as a Frobenius norm over that of v; empty for auto."""
+
+    @property
+    def worst(self) -> str:
+        """The largest loss, in words; empty where nothing was lost."""
+        if not self.relative_errors:
+            return ""
+        name = max(self.relative_errors, key=self.relative_errors.__getitem__)
+        return f"at most {self.relative_errors[name]:.2%} ({name})"
+
+
+def install(
+    model: nn.Module, shadows: Sequence[nn.Module], batch: Batch, dtype: VectorDtype
+) -> Installed:
+    """Have a model add alpha v in every module that v changes.
+
+    Args:
+        model: Loaded with theta, and ready to run.
+        shadows: One for each vector: the same class, its parameters v, as loaded.
+        batch: What the modules will look at.
+        dtype: How to hold matrices.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConfigError: v changes parameters that can't be applied; all of them are named.
+    """
+    changed = [_changed(shadow) for shadow in shadows]
+    modules = dict(model.named_modules())
+    names = [name for name in modules if any(name in one for one in changed)]
+    problems = [p for name in names for p in _problems(name, modules[name], shadows, changed)]
+    # Shared modules have several names, of which vLLM's walk gives the first.
+    problems += [
+        f"{name}: not found in the model" for one in changed for name in one if name not in modules
+    ]
+    if problems:
+        raise ConfigError(
+            f"{len(problems)} parameters that the vector changes can't be applied for each request",
+            problems=[*sorted(problems)[:SHOWN], *_more(problems)],
+            why="a dial adds alpha (v x) to linear layers, embeddings, norms and the output head",
+            fix=WAY_OUT,
+        )
+    errors: dict[str, float] = {}
+    held = 0
+    for name in names:
+        parts = [
+            s.get_submodule(name) if name in one else None
+            for s, one in zip(shadows, changed, strict=True)
+        ]
+        held += _install_one((name, modules[name]), parts, batch, dtype, errors)
+    return Installed(tuple(names), held, errors)
+
+
+def _more(problems: Sequence[str]) -> list[str]:
+    return [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+
+
+def _changed(shadow: nn.Module) -> dict[str, set[str]]:
+    """Names of parameters that are not zero, by module."""
+    found: dict[str, set[str]] = {}
+    for name, module in shadow.named_modules():
+        own = {
+            key for key, value in module.named_parameters(recurse=False) if bool(torch.any(value))
+        }
+        if own:
+            found[name] = own
+    return found
+
+
+def _problems(
+    name: str,
+    module: nn.Module,
+    shadows: Sequence[nn.Module],
+    changed: Sequence[dict[str, set[str]]],
+) -> Iterator[str]:
+    for shadow, one in zip(shadows, changed, strict=True):
+        for key in sorted(one.get(name, ())):
+            if why := _problem(module, key, getattr(shadow.get_submodule(name), key)):
+                yield f"{name}.{key}: {why}"
+
+
+def _problem(module: nn.Module, key: str, vector: torch.Tensor) -> str:
+    kind = type(module).__name__
+    is_known = isinstance(module, NORMS + VLLM_MATRICES + TORCH_MATRICES) and key in APPLICABLE
+    # A convolution of a state-space layer is a linear layer to vLLM, with a weight of its own form.
+    if not is_known or vector.dim() > 2:
+        return f"of {kind}, which can't take an alpha for each token"
+    if key == "bias" and getattr(module, "skip_bias_add", False):
+        return f"{kind} hands its bias on to be added elsewhere"
+    return ""
+
+
+def _install_one(
+    named: tuple[str, Any],
+    parts: Sequence[Any],
+    batch: Batch,
+    dtype: VectorDtype,
+    errors: dict[str, float],
+) -> int:
+    """Put vectors' parts beside one module; say how many bytes they take."""
+    name, module = named
+    biases = [_bias(part) for part in parts]
+    if isinstance(module, NORMS):
+        dialed = DialedNorm(name, batch, module, *_norm_vectors(module, parts))
+        hook_norm(module, dialed)
+        return sum(v.nbytes for v in (dialed.weights, dialed.biases) if v is not None)
+    matrices = [_hold(name, part, dtype, errors) for part in parts]
+    matrix = DialedMatrix(name, batch, [m for m, _ in matrices], biases)
+    if isinstance(module, nn.Linear):
+        hook_linear(module, matrix)
+    elif isinstance(module, nn.Embedding):
+        hook_embedding(module, matrix)
+    else:
+        method = DialedHead if isinstance(module, VocabParallelEmbedding) else DialedMethod
+        module.quant_method = method(module.quant_method, matrix)
+        if getattr(module, "use_fused_embedding", False):
+            module.use_fused_embedding = False  # it would go past the method
+    return sum(size for _, size in matrices) + sum(b.nbytes for b in biases if b is not None)
+
+
+def _bias(part: Any) -> torch.Tensor | None:
+    bias = getattr(part, "bias", None)
+    return None if bias is None or not bool(torch.any(bias)) else bias.detach().float()
+
+
+def _norm_vectors(norm: Any, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weights = [_of_norm(part, "weight", norm.weight) for part in parts]
+    bias = getattr(norm, "bias", None)
+    biases = None if bias is None else torch.stack([_of_norm(p, "bias", bias) for p in parts])
+    return torch.stack(weights), biases
+
+
+def _of_norm(part: Any, key: str, like: torch.Tensor) -> torch.Tensor:
+    if part is None:
+        return torch.zeros_like(like, dtype=torch.float32)
+    vector: torch.Tensor = getattr(part, key).detach().float()
+    return vector
+
+
+def _hold(
+    name: str, part: Any, dtype: VectorDtype, errors: dict[str, float]
+) -> tuple[HeldMatrix | None, int]:
+    """Hold one vector's matrix; also say how many bytes that takes."""
+    if part is None or not bool(torch.any(part.weight)):
+        return None, 0
+    weight = part.weight.detach()
+    if dtype == "int8":
+        coded = Int8Matrix(weight)
+        errors[name] = max(errors.get(name, 0.0), coded.relative_error)
+        return coded, coded.codes.nbytes + coded.scales.nbytes
+    if isinstance(part, TORCH_MATRICES):
+        return PlainMatrix(weight), weight.nbytes
+    is_packed = isinstance(part, LinearBase | ParallelLMHead)
+    return LayerMatrix(part, is_packed=is_packed), weight.nbytes

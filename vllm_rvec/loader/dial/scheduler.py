@@ -1,0 +1,75 @@
+"""vLLM's scheduler, with the prefix cache of each alpha kept apart: `--scheduler-cls`.
+
+Keys and values depend on the weights, so those of one alpha must not answer for another's. vLLM
+hashes a request's blocks with its `cache_salt`; here the alphas become part of that salt, whoever
+sent the request: HTTP, or `vllm.LLM`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.vector.alpha import alpha_text
+from vllm_rvec.vector.dial import ALPHA_KEY
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+    from vllm_rvec.vector.dial import Alphas
+
+__all__ = ["DialScheduler", "salt_of"]
+
+
+class _AlphaSalted:
+    """Salts requests as they come in; before vLLM's own scheduler in the order of classes."""
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        parent: Any = super()
+        parent.__init__(vllm_config, *args, **kwargs)
+        config, _ = LoaderConfig.split(vllm_config.load_config.model_loader_extra_config)
+        self._rvec_dial = config.dial
+        self._rvec_default = (config.alpha,) * len(config.dial.vectors)
+
+    def add_request(self, request: Request) -> None:
+        """Queue a request, its blocks hashed with its alphas."""
+        params = request.sampling_params
+        asked = (params.extra_args or {}).get(ALPHA_KEY) if params is not None else None
+        alphas = self._rvec_default if asked is None else self._rvec_dial.of_value(asked)
+        if salt := salt_of(alphas, request.cache_salt):
+            request.cache_salt = salt
+            request.block_hashes = []
+            request.update_block_hashes()
+        parent: Any = super()
+        parent.add_request(request)
+
+
+def salt_of(alphas: Alphas, own: str | None) -> str:
+    """The salt of a request: its own, and its alphas; empty where both are nothing.
+
+    >>> salt_of((0.5,), None), salt_of((0.0,), "mine"), salt_of((0.0,), None)
+    ('rvec 0.5', 'mine', '')
+    """
+    if not any(alphas):
+        return own or ""
+    ours = " ".join(["rvec", *map(alpha_text, alphas)])
+    return f"{ours} {own}" if own else ours
+
+
+class DialScheduler(_AlphaSalted, AsyncScheduler):  # type: ignore[misc]  # vLLM is untyped here
+    """vLLM's asynchronous scheduler, for which this one stands in.
+
+    It is vLLM's synchronous one where that was asked for (`--no-async-scheduling`).
+    """
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        if cls is DialScheduler and not vllm_config.scheduler_config.async_scheduling:
+            return SyncDialScheduler(vllm_config, *args, **kwargs)
+        return super().__new__(cls)
+
+
+class SyncDialScheduler(_AlphaSalted, Scheduler):  # type: ignore[misc]  # as above
+    """The same for vLLM's synchronous scheduler."""

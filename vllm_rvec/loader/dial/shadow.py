@@ -1,0 +1,73 @@
+"""A second model whose parameters are v: made, filled, and free of what a model that answers needs.
+
+It has the target's class and layout without quantization. Its attention layers are not vLLM's
+business: they are kept out of the registry in which vLLM finds those that have a cache.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.vllm_api import (
+    CompilationMode,
+    initialize_model,
+    set_default_torch_dtype,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import nn
+
+    from vllm_rvec.loader.vllm_api import ModelConfig, VllmConfig
+
+__all__ = ["create_shadow", "fill_shadow"]
+
+
+def create_shadow(vllm_config: VllmConfig, model_config: ModelConfig) -> nn.Module:
+    """Make a model of the target's class, not quantized, all of its parameters zero."""
+    config: Any = copy.copy(vllm_config)
+    config.model_config = copy.copy(model_config)
+    config.model_config.quantization = None
+    config.quant_config = None
+    config.compilation_config = copy.copy(vllm_config.compilation_config)
+    config.compilation_config.mode = CompilationMode.NONE
+    config.compilation_config.static_forward_context = {}
+    config.compilation_config.static_all_moe_layers = []
+    device = torch.device(vllm_config.load_config.device or vllm_config.device_config.device)
+    with set_default_torch_dtype(model_config.dtype), device:
+        model: nn.Module = initialize_model(vllm_config=config, model_config=config.model_config)
+    for parameter in model.parameters():
+        # Fresh zeros: memory that nothing is written to is not taken.
+        parameter.data = torch.zeros_like(parameter.data)
+    return model
+
+
+def fill_shadow(
+    shadow: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], computed_early: dict[str, str]
+) -> None:
+    """Load v, by the weight loaders of the model's class.
+
+    Args:
+        shadow: From `create_shadow`.
+        weights: v by the checkpoint's names.
+        computed_early: Filled while `weights` is read: tensors that a weight loader did something
+            with that is not known to commute with sums, and what.
+
+    Raises:
+        ConfigError: There are such tensors.
+    """
+    shadow.load_weights(weights)  # type: ignore[operator]  # vLLM's models have it
+    if not computed_early:
+        return
+    raise ConfigError(
+        f"{len(computed_early)} tensors are changed on their way into {type(shadow).__name__}",
+        problems=[f"{name}: {what}" for name, what in list(computed_early.items())[:8]],
+        why="what becomes of theta + alpha v is then not known to be what becomes of theta plus "
+        "alpha times what becomes of v",
+        fix="use --mode fused",
+    )
