@@ -17,22 +17,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DIAL", "dial", "run_jobs"]
+__all__ = ["dial", "run_jobs"]
 
 SECONDS = 600
-
-DIAL: dict[str, Any] = {
-    "load_format": "rvec",
-    "worker_cls": "vllm_rvec.loader.dial.worker.DialWorker",
-    "scheduler_cls": "vllm_rvec.loader.dial.scheduler.DialScheduler",
-    "logits_processors": ["vllm_rvec.loader.dial.admission:AlphaAdmission"],
-}
-"""What makes an engine a dial, beside the loader's own configuration."""
 
 SMALL: dict[str, Any] = {
     "max_model_len": 64,
     "max_num_seqs": 16,
-    "max_num_batched_tokens": 64,
+    "max_num_batched_tokens": 2048,
     "kv_cache_memory_bytes": 16 << 20,
     "enforce_eager": True,
     "skip_tokenizer_init": True,
@@ -43,7 +35,7 @@ SMALL: dict[str, Any] = {
 
 def dial(**extra: Any) -> dict[str, Any]:
     """The keywords of a dial engine, with `extra` for the loader."""
-    return DIAL | {"model_loader_extra_config": {"mode": "dial", **extra}}
+    return {"dial": extra}
 
 
 def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:
@@ -64,6 +56,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, 
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         "OMP_NUM_THREADS": "1",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # prompts of more than one block; rotary positions
         "HF_HUB_OFFLINE": "1",
     }
     done = subprocess.run(
@@ -84,12 +77,11 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    from vllm_rvec.loader.config import LoaderConfig
-    from vllm_rvec.loader.dial.admission import AlphaAdmission
+    from vllm_rvec.loader.dial.parts import dial_arguments
 
     arguments = SMALL | job["engine"]
-    extra = arguments.get("model_loader_extra_config")
-    AlphaAdmission.dial = LoaderConfig.split(extra)[0].dial if extra else None
+    if (extra := arguments.pop("dial", None)) is not None:
+        arguments = dial_arguments(**extra) | arguments
     engine = LLM(**arguments)
     prompts, params = [], []
     for request in job["requests"]:

@@ -89,6 +89,8 @@ def _finish_tied(model: torch.nn.Module) -> None:
 
 def _unfit(config: VllmConfig, model: torch.nn.Module) -> Iterator[str]:
     """Say what of this engine vLLM's reload is not made for."""
+    if LoaderConfig.split(config.load_config.model_loader_extra_config)[0].mode == "dial":
+        yield "it is a dial: its vectors are beside its weights, and each request says its alpha"
     if hasattr(model, "process_weights_after_loading"):
         yield (
             f"the model class {type(model).__name__} finishes its load by a step of its own, which "

@@ -57,8 +57,8 @@ class Batch:
     static_alphas: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """float32 [most tokens, vectors] on the device: what CUDA graphs read, which always compute v's
     part of every row, with 0 where there is none. Empty where there are no such graphs."""
-    called: dict[str, set[int]] = field(default_factory=dict)
-    """Modules that took part since this was emptied, and of how many rows."""
+    called: dict[str, set[int]] | None = None
+    """While the model is rehearsed: modules that took part, and with how many rows."""
 
 
 class Dialed:
@@ -90,7 +90,8 @@ class Dialed:
     def apply(self, out: torch.Tensor, x: torch.Tensor, kind: str) -> None:
         """Do it, past the compiler."""
         rows = _rows(x, is_ids=kind == EMBEDDING)
-        self.batch.called.setdefault(self.name, set()).add(rows)
+        if self.batch.called is not None:
+            self.batch.called.setdefault(self.name, set()).add(rows)
         turns = self.batch.samples if kind in HEADS else self.batch.tokens
         if _is_captured(out):
             turns = Turns.fixed(self.batch.static_alphas[:rows])

@@ -11,6 +11,7 @@ import torch
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.dial.installing import install
 from vllm_rvec.loader.dial.layers import Batch
+from vllm_rvec.loader.dial.parts import ADMISSION, FLAGS, SCHEDULER, WORKER
 from vllm_rvec.loader.dial.shadow import create_shadow, fill_shadow
 from vllm_rvec.loader.dial.turns import Turns
 from vllm_rvec.loader.fused_tensor import FusedTensor, FuseLedger, Fusion
@@ -30,15 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["make_dial", "refuse_undialable"]
 
 logger = logging.getLogger("vllm.rvec")
-
-WORKER = "vllm_rvec.loader.dial.worker.DialWorker"
-SCHEDULER = "vllm_rvec.loader.dial.scheduler.DialScheduler"
-ADMISSION = "vllm_rvec.loader.dial.admission:AlphaAdmission"
-MIDDLEWARE = "vllm_rvec.loader.dial.middleware.DialMiddleware"
-FLAGS = (
-    f"--worker-cls {WORKER} --scheduler-cls {SCHEDULER} --logits-processors {ADMISSION} "
-    f"--middleware {MIDDLEWARE}, and VLLM_USE_V2_MODEL_RUNNER=0 in the environment"
-)
 
 
 def refuse_undialable(vllm_config: VllmConfig) -> None:

@@ -131,12 +131,12 @@ class DialRunner:
             By module: the numbers of rows that it was given.
         """
         me: Any = self
-        self.rvec_batch.called.clear()
+        called = self.rvec_batch.called = {}
         self.rvec_rehearsing = True
         try:
             _, hidden = me._dummy_run(tokens, is_profile=True)  # noqa: SLF001
             with self._rvec_dummy_turn():
                 me.model.compute_logits(hidden)
         finally:
-            self.rvec_rehearsing = False
-        return dict(self.rvec_batch.called)
+            self.rvec_rehearsing, self.rvec_batch.called = False, None
+        return called

@@ -7,7 +7,7 @@ sent the request: HTTP, or `vllm.LLM`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vllm_rvec.vector.dial import Alphas
 
 __all__ = ["DialScheduler", "salt_of"]
+
+MARK: Final = "rvec"
 
 
 class _AlphaSalted:
@@ -48,14 +50,17 @@ class _AlphaSalted:
 
 
 def salt_of(alphas: Alphas, own: str | None) -> str:
-    """The salt of a request: its own, and its alphas; empty where both are nothing.
+    """Make the salt of a request of its alphas, one for each vector, and its own salt.
 
-    >>> salt_of((0.5,), None), salt_of((0.0,), "mine"), salt_of((0.0,), None)
-    ('rvec 0.5', 'mine', '')
+    No two requests of other alphas have the same, whatever salts they bring. Empty where there is
+    nothing to tell apart: the target's own cache is that of a plain engine.
+
+    >>> salt_of((0.5,), None), salt_of((0.0,), "mine"), salt_of((0.0,), "rvec 0.5")
+    ('rvec 0.5', 'mine', 'rvec 0 rvec 0.5')
     """
-    if not any(alphas):
+    if not any(alphas) and not (own or "").startswith(MARK):
         return own or ""
-    ours = " ".join(["rvec", *map(alpha_text, alphas)])
+    ours = " ".join([MARK, *(alpha_text(alpha + 0.0) for alpha in alphas)])
     return f"{ours} {own}" if own else ours
 
 
