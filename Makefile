@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench bench-gpu bench-paper bench-merge profile mergekit parity demo-train \
+.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit parity demo-train \
 	lock clean
 
 help: ## Show this list
@@ -72,6 +72,9 @@ bench: setup ## Loads beside their goals; fails where one is 15 % over (mergekit
 # Without `setup`: a machine with a GPU has a torch of its own, which the lock's would hide.
 bench-gpu: ## Adding on the host or on the device, with the torch of PYTHON
 	$(PYTHON) -m benchmarks.gpu_fuse $(BENCH)
+
+bench-dial: setup ## A dial beside N fused engines and a plain one
+	$(BIN)/python -m benchmarks.dial $(BENCH)
 
 bench-paper: setup ## What 7B, 70B and 405B would take, on paper
 	$(BIN)/python -m benchmarks.on_paper $(BENCH)

@@ -52,7 +52,10 @@ SEVEN_B = QWEN2_0_5B | {
 }
 """Matrices of Llama-2-7B's sizes (arXiv:2307.09288); what a load costs in a large model."""
 
-SHAPES = {"7b": SEVEN_B, "0.5b": QWEN2_0_5B, "tiny": TINY}
+SEVEN_B_8K = SEVEN_B | {"vocab_size": 8192}
+"""The same with a head that is small beside few layers, as it is beside many."""
+
+SHAPES = {"7b": SEVEN_B, "7b-8k": SEVEN_B_8K, "0.5b": QWEN2_0_5B, "tiny": TINY}
 
 INITIAL_DEVIATION, TUNED_DEVIATION = 0.02, 0.0005
 

@@ -28,9 +28,14 @@ make_files(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
 """
 COMPLETE = "complete.json"
 
-TITLES = {"7b": "a 7B's shape", "0.5b": "Qwen2-0.5B's shape", "tiny": "a tiny Qwen2"}
-LAYERS = {"7b": 2, "0.5b": 24, "tiny": 2}
-"""So many give 1 GB, of the tiny one 0.3 MB."""
+TITLES = {
+    "7b": "a 7B's shape",
+    "7b-8k": "a 7B's shape with a vocabulary of 8192",
+    "0.5b": "Qwen2-0.5B's shape",
+    "tiny": "a tiny Qwen2",
+}
+LAYERS = {"7b": 2, "7b-8k": 1, "0.5b": 24, "tiny": 2}
+"""So many give 1 GB, of 7b-8k half of it, of the tiny one 0.3 MB."""
 
 
 @dataclass(frozen=True, slots=True)

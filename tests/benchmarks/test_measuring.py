@@ -117,7 +117,7 @@ def test_every_benchmark_is_in_the_readme_and_runs_alone(name: str) -> None:
 
 def test_make_targets_name_modules_that_exist() -> None:
     """`make -n` says what would run."""
-    for target in ("bench", "bench-gpu", "bench-paper", "profile"):
+    for target in ("bench", "bench-dial", "bench-gpu", "bench-paper", "profile"):
         command = ["make", "-n", target, "-o", "setup"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         (module,) = re.findall(r"-m (benchmarks\S*)", done.stdout)

@@ -28,6 +28,8 @@ ALPHAS = (-1.0, 0.0, 0.3)
 PROMPTS = [
     [(7 * place + 11 * number) % 90 + 3 for place in range(8 + 13 * number)] for number in range(3)
 ]
+ALONE = 0.3
+"""Of requests that are asked each by itself: steps of one token."""
 TOLERANCE = 5e-5
 EXPERTS = ["qwen3-moe", "mixtral"]
 """A dial serves these as long as their experts stay as they are."""
@@ -40,7 +42,7 @@ REFUSED = ["deepseek-v2", "deepseek-v3", "gpt-oss", "llama4"]
 
 
 def _recipe(kind: str, vector: Path) -> list[dict[str, Any]]:
-    left_out = ["*experts*", "*.gate.weight", "*router*"] if kind in EXPERTS else []
+    left_out = ["*experts*", "*.gate.weight"] if kind in EXPERTS else []
     return [{"path": str(vector), "exclude": left_out}]
 
 
@@ -57,7 +59,9 @@ def replies(
         if KINDS[kind].is_multimodal:
             common["limit_mm_per_prompt"] = {"image": 0}
         requests = [{"prompt": p, "alpha": a} for p in PROMPTS for a in ALPHAS]
-        jobs.append({"engine": common | dial(vectors=vectors), "requests": requests})
+        requests += [{"prompt": p, "alpha": ALONE} for p in PROMPTS]
+        job = {"requests": requests, "alone": len(PROMPTS)}
+        jobs.append({"engine": common | dial(vectors=vectors), **job})
         for alpha in ALPHAS:
             fused = {"vectors": vectors, "alpha": alpha}
             engine = common | {"load_format": "rvec", "model_loader_extra_config": fused}
@@ -72,12 +76,20 @@ def replies(
 def test_a_dial_answers_as_engines_fused_at_each_alpha(
     replies: dict[str, list[list[dict[str, Any]]]], kind: str
 ) -> None:
-    """The same tokens; log-probabilities within rounding; and no two alphas answer alike."""
+    """The same tokens; log-probabilities within rounding; and no two alphas answer alike.
+
+    All at once, and one by one.
+    """
     dialed, *fused = replies[kind]
+    dialed = dialed[: -len(PROMPTS)]
     for number in range(len(ALPHAS)):
         for mine, theirs in zip(dialed[number :: len(ALPHAS)], fused[number], strict=True):
             assert mine["tokens"] == theirs["tokens"]
             assert mine["logprobs"][0] == pytest.approx(theirs["logprobs"][0], abs=TOLERANCE)
+    alone = replies[kind][0][-len(PROMPTS) :]
+    for mine, theirs in zip(alone, fused[ALPHAS.index(ALONE)], strict=True):
+        assert mine["tokens"] == theirs["tokens"]
+        assert mine["logprobs"][0] == pytest.approx(theirs["logprobs"][0], abs=TOLERANCE)
     seen = {json.dumps([reply["logprobs"] for reply in one]) for one in fused}
     assert len(seen) == len(ALPHAS)
 

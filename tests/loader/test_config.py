@@ -94,3 +94,42 @@ def test_each_format_takes_its_own_keys_alone(base_format: str) -> None:
         with pytest.raises(ConfigError, match=f"{key}: of ") as caught:
             LoaderConfig.split(given | {key: 1})
         assert f"keys that base_format {base_format} does not have" in str(caught.value)
+
+
+def test_a_dial_has_names_for_its_vectors_and_alphas_for_its_variants() -> None:
+    """Vectors are called as their folders are; a mapping leaves the others at 0."""
+    extra = {
+        "mode": "dial",
+        "vectors": [{"path": "x/reasoning"}, {"path": "y/v2", "name": "style"}],
+        "variants": {"base": 0, "mixed": {"style": 0.5}},
+        "alpha_range": [0, 1],
+    }
+    dial = LoaderConfig.split(extra)[0].dial
+    assert dial.vectors == ("reasoning", "style")
+    assert dial.variants == {"base": (0, 0), "mixed": (0, 0.5)}
+    assert dial.allowed == (0, 1)
+
+
+def test_requests_that_say_nothing_get_alpha_or_the_first_variant() -> None:
+    """So that `served-model-name`, the first variant's in `serve`, is what it says."""
+    dial = {"vector": "v", "mode": "dial"}
+    variants = {"variants": {"low": 0.25, "high": 1}}
+    assert LoaderConfig.split(dial)[0].default_alphas == (1.0,)
+    assert LoaderConfig.split(dial | variants)[0].default_alphas == (0.25,)
+    assert LoaderConfig.split(dial | variants | {"alpha": 0.5})[0].default_alphas == (0.5,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"alpha_range": [1, 0]}, "alpha_range"),
+        ({"variants": {"x": {"who": 1}}}, "who"),
+        ({"mode": "both"}, "mode"),
+        ({"vector_dtype": "int4"}, "vector_dtype"),
+        ({"alpha_range": [0, 1e40]}, "alpha_range"),
+    ],
+)
+def test_what_a_dial_cant_be_is_named(wrong: dict[str, object], says: str) -> None:
+    """Ranges, variants of vectors that are not there, other words."""
+    with pytest.raises(ConfigError, match=says):
+        LoaderConfig.split({"vector": "v", "mode": "dial", **wrong})

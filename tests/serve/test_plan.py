@@ -13,6 +13,7 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.serve import EngineSpec, ServeConfig, Variant, load_config, plan_engines
 from vllm_rvec.serve.config import variants_from_alphas
+from vllm_rvec.vector.dial import AlphaRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -365,12 +366,15 @@ def test_what_a_dial_is_told_of_vectors() -> None:
 
 
 def test_an_engine_takes_what_its_variants_have() -> None:
-    """Also where requests may not choose so much: the router tells it all alphas as numbers."""
+    """Also where requests may not choose so much: it knows them as variants'."""
     given = config(0, 5, alpha_range="0.5:1")
     (spec,) = plan_engines(given, mode="dial", environ={})
     options = json.loads(after(spec, "--model-loader-extra-config"))
-    assert options["alpha_range"] == [0.0, 5.0]
-    assert given.dial.allowed == (0.5, 1.0)
+    loaded, _ = LoaderConfig.split(options)
+    assert loaded.dial.allowed == given.dial.allowed == (0.5, 1.0)
+    assert loaded.dial.of_value(5) == (5.0,)
+    with pytest.raises(AlphaRequestError):
+        loaded.dial.of_value(3)
 
 
 def test_a_dials_vector_keeps_its_name_where_it_was_fetched_to(tmp_path: Path) -> None:

@@ -113,3 +113,11 @@ def test_a_quantized_target_is_refused_even_if_forced(
     for force in (False, True):
         with pytest.raises(IncompatibleVectorError, match=r"the target is quantized \(gptq\)"):
             check_files(config(target, vector, force=force))
+
+
+def test_a_dial_may_have_a_quantized_target(family: Family, vector: Path, tmp_path: Path) -> None:
+    """The vector stays beside the codes."""
+    target = quantized_copy(family.target, tmp_path / "target", "gptq")
+    config = ServeConfig(model=str(target), vector=str(vector))
+    (report,) = check_files(config, "dial").reports
+    assert "the vector is beside it" in report.levels[0].summary

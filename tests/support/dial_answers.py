@@ -42,8 +42,8 @@ def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, 
     """Run jobs in a process of their own, one engine after the other.
 
     Args:
-        jobs: As above; also `batch`, how many requests are sent at a time, and
-            `counts_preemptions`.
+        jobs: As above; also `batch`, how many requests are sent at a time, `alone`, how many of the
+            last are sent each by itself, and `counts_preemptions`.
         env: Environment variables for the process.
 
     Returns:
@@ -94,7 +94,7 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
     # One batch after the other where the job says so; else all at once.
     replies = [
         reply
-        for batch in _batches(list(zip(prompts, params, strict=True)), job.get("batch"))
+        for batch in _batches(list(zip(prompts, params, strict=True)), job)
         for reply in engine.generate(*map(list, zip(*batch, strict=True)), use_tqdm=False)
     ]
     preempted = _preempted(engine) if job.get("counts_preemptions") else 0
@@ -104,9 +104,11 @@ def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
     return [_facts(reply) | {"preempted": preempted} for reply in replies]
 
 
-def _batches(requests: list[Any], size: int | None) -> list[list[Any]]:
-    size = size or len(requests) or 1
-    return [requests[at : at + size] for at in range(0, len(requests), size)]
+def _batches(requests: list[Any], job: dict[str, Any]) -> list[list[Any]]:
+    together = len(requests) - job.get("alone", 0)
+    size = job.get("batch") or together or 1
+    batches = [requests[at : min(at + size, together)] for at in range(0, together, size)]
+    return [*batches, *([request] for request in requests[together:])]
 
 
 def _preempted(engine: Any) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["QUANTIZERS", "quantized_copy"]
+__all__ = ["QUANTIZERS", "int8_copy", "quantized_copy"]
 
 QUANTIZERS: dict[str, dict[str, Any]] = {
     "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False},
@@ -48,6 +48,36 @@ def quantized_copy(
     path = folder / "config.json"
     config = json.loads(path.read_text()) | {"quantization_config": QUANTIZERS[method]}
     path.write_text(json.dumps(config))
+    return folder
+
+
+def int8_copy(checkpoint: Path, folder: Path) -> Path:
+    """Copy a checkpoint with its projections as int8, rounded to nearest, one scale a row.
+
+    Real codes, which compressed-tensors' kernels run on a CPU.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors(checkpoint).items():
+        stored[name] = tensor
+        if name.endswith("_proj.weight"):
+            scales = tensor.float().abs().amax(1, keepdim=True) / 127
+            stored[name] = torch.round(tensor.float() / scales).to(torch.int8)
+            stored[f"{name}_scale"] = scales.to(torch.bfloat16)
+    with_tensors(checkpoint, folder, stored)
+    codes = {"num_bits": 8, "type": "int", "symmetric": True}
+    layers = {
+        "targets": ["Linear"],
+        "weights": {**codes, "strategy": "channel", "dynamic": False},
+        "input_activations": {**codes, "strategy": "token", "dynamic": True},
+    }
+    said = {
+        "quant_method": "compressed-tensors",
+        "format": "int-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": layers},
+    }
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": said}))
     return folder
 
 

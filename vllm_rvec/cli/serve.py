@@ -163,7 +163,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
     if choice.mode == "dial":
         choice = choose_mode(settings, words, model_facts(settings))
     with show_when_slow("verifying the vector") as on_progress:
-        found = check_files(settings, on_progress=on_progress)
+        found = check_files(settings, choice.mode, on_progress=on_progress)
     specs = plan_engines(settings, words, mode=choice.mode)
     stderr = Console(stderr=True)
     _log_to(stderr)

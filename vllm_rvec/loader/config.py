@@ -17,7 +17,7 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import AlphaNumber
 from vllm_rvec.vector.compatibility.structure import Vocabulary
-from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, vector_names
+from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Alphas, Dial, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 
 if TYPE_CHECKING:
@@ -74,6 +74,14 @@ class LoaderConfig(BaseModel):
         if self.alpha_range[0] > self.alpha_range[1]:
             msg = "alpha_range: the first number is larger than the second"
             raise ValueError(msg)
+        low, high = self.alpha_range
+        if (
+            self.mode == "dial"
+            and "alpha" in self.model_fields_set
+            and not low <= self.alpha <= high
+        ):
+            msg = "alpha: it is outside of alpha_range"
+            raise ValueError(msg)
         names = vector_names(self.recipe)
         for variant, alpha in self.variants.items():
             if isinstance(alpha, dict) and (strange := alpha.keys() - set(names)):
@@ -92,6 +100,19 @@ class LoaderConfig(BaseModel):
             for name, alpha in self.variants.items()
         }
         return Dial(names, variants, AlphaRange(*self.alpha_range))
+
+    @property
+    def default_alphas(self) -> Alphas:
+        """Of requests to a dial that say nothing.
+
+        `alpha` where it is given; else the first variant's, or where there are none, what is
+        nearest to 1 in range.
+        """
+        if "alpha" in self.model_fields_set:
+            return (self.alpha,) * len(self.recipe)
+        if self.variants:
+            return next(iter(self.dial.variants.values()))
+        return (min(max(self.alpha, self.alpha_range[0]), self.alpha_range[1]),) * len(self.recipe)
 
     @property
     def recipe(self) -> tuple[RecipeVector, ...]:

@@ -30,6 +30,7 @@ from vllm_rvec.loader.vllm_api import BaseModelLoader, should_skip_weight
 from vllm_rvec.vector.addend import Addend
 from vllm_rvec.vector.compatibility.check import addable_tensors
 from vllm_rvec.vector.compatibility.quantization import (
+    beside_level,
     declared_quantization,
     quantization_level,
 )
@@ -167,6 +168,7 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
                 is_tied=tied,
                 quantization=_declared(model_config),
                 is_left_out=self._is_left_out,
+                is_beside=self.config.mode == "dial",
             )
             for vector, levels in zip(self.config.recipe, judged, strict=True):
                 self._judge(vector, model_config, *levels)
@@ -206,7 +208,9 @@ class RvecModelLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is untyped
         self._judge(
             vector,
             model_config,
-            _quantization(addend.pairing, model_config),
+            beside_level(_declared(model_config))
+            if self.config.mode == "dial"
+            else _quantization(addend.pairing, model_config),
             structure_level(architecture_findings(reader.manifest, facts), ()),
             tokenizer_level(reader.manifest.tokenizer, target_file(model_config, TOKENIZER_NAME)),
         )

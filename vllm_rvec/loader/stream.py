@@ -94,6 +94,7 @@ class FusedStream:
         is_tied: object = None,
         quantization: str = "",
         is_left_out: Callable[[str], bool] | None = None,
+        is_beside: bool = False,
     ) -> Iterator[list[Level]]:
         """Judge each addend by the tensors that streamed by: quantization, structure, lineage.
 
@@ -101,7 +102,11 @@ class FusedStream:
             is_tied: `tie_word_embeddings` of the target's configuration, where it has it.
             quantization: What the target's configuration calls its own; empty for none.
             is_left_out: Tells of tensors that the target has though they did not stream by.
+            is_beside: Whether the vectors stay beside the weights, which may be codes then.
         """
+        if is_beside and quantization:
+            yield from ([self._lineage(number)] for number in range(len(self.addends)))
+            return
         is_float = {name: name not in self.quantized for name in self.shapes}
         for number, addend in enumerate(self.addends):
             quantized = quantization_level(addend.pairing, quantization, is_float)

@@ -37,13 +37,26 @@ RULED_OUT: Final = {
     "spec-method": "a draft does not know the alphas of requests",
     "spec-model": "a draft does not know the alphas of requests",
     "spec-tokens": "a draft does not know the alphas of requests",
+    "data-parallel-rank": "a dial engine has no replicas inside",
+    "data-parallel-size-local": "a dial engine has no replicas inside",
+    "enable-prompt-embeds": "embeddings that a request brings have no alpha",
+    "enable-sleep-mode": "a dial engine's vectors would not wake up again",
+    "runner": "a dial engine generates; it has no alphas for pooling",
+    "convert": "a dial engine generates; it has no alphas for pooling",
+    "pooler-config": "a dial engine generates; it has no alphas for pooling",
     "enable-lora": "a dial engine's layers are its own, and take no adapters",
     "worker-cls": _OWN_PART,
     "scheduler-cls": _OWN_PART,
 }
 """Flags of vLLM that a dial engine does not have."""
-SIZES: Final = frozenset({"pipeline-parallel-size", "data-parallel-size"})
-"""Those of them that ask for nothing where they are 1."""
+HARMLESS: Final = {
+    "pipeline-parallel-size": {"1"},
+    "data-parallel-size": {"1"},
+    "data-parallel-size-local": {"1"},
+    "runner": {"auto", "generate"},
+    "convert": {"auto", "none"},
+}
+"""Values of theirs that ask for nothing."""
 SHORT: Final = {
     "-pp": "pipeline-parallel-size",
     "-dp": "data-parallel-size",
@@ -185,7 +198,7 @@ def _flag_problems(arguments: Sequence[str]) -> Iterator[str]:
     for at, word in enumerate(arguments):
         short, _, _ = word.partition("=")
         flag = SHORT.get(short) or stands_for(flag_name(word), RULED_OUT)
-        if flag is None or (flag in SIZES and flag_value(arguments, at) == "1"):
+        if flag is None or flag_value(arguments, at) in HARMLESS.get(flag, ()):
             continue
         yield f"--{flag}: {RULED_OUT[flag]}"
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from vllm_rvec.serve.config import ServeConfig
     from vllm_rvec.serve.mode import Mode
-    from vllm_rvec.vector.dial import Dial
 
 __all__ = ["DIAL_ENGINE", "DIAL_PARTS", "EngineSpec", "Variant", "plan_engines"]
 
@@ -225,7 +224,7 @@ def _dial_engine(
     loader_options = {
         **_dial_vectors(config),
         "mode": "dial",
-        "alpha_range": _engine_range(config.dial),
+        "alpha_range": list(config.dial.allowed),
         "variants": alphas,
         "vector_dtype": config.vector_dtype,
         **_checks(config),
@@ -235,12 +234,6 @@ def _dial_engine(
     argv = _command(config, next(iter(alphas)), loader_options, words)
     variants = tuple(Variant(name, alpha) for name, alpha in alphas.items())
     return EngineSpec(DIAL_ENGINE, variants, argv, _with_key({**env, **DIAL_ENVIRONMENT}))
-
-
-def _engine_range(dial: Dial) -> list[float]:
-    """The range of requests, with room for the variants: the router keeps requests to their own."""
-    named = [alpha for alphas in dial.variants.values() for alpha in alphas]
-    return [min(dial.allowed.lowest, *named), max(dial.allowed.highest, *named)]
 
 
 def _dial_flags(flags: Sequence[str]) -> Iterator[str]:

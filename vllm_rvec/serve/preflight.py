@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vllm_rvec.serve.config import ServeConfig
+    from vllm_rvec.serve.mode import Mode
     from vllm_rvec.vector.compatibility import Report
 
 __all__ = ["Preflight", "check_files"]
@@ -37,12 +38,16 @@ class Preflight:
 
 
 def check_files(
-    config: ServeConfig, *, on_progress: Callable[[int, int], None] | None = None
+    config: ServeConfig,
+    mode: Mode = "fused",
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
     """Make sure that target and vector can be read, are sound, and belong together.
 
     Args:
         config: Names target and vectors; with `force` a report that refuses is no error.
+        mode: As `choose_mode` has it; with a dial, the target may be quantized.
         on_progress: Called with the bytes verified and the bytes in all, unless an earlier
             verification is remembered.
 
@@ -55,7 +60,7 @@ def check_files(
     vectors = [VectorReader(locate_vector(vector.path).folder) for vector in config.recipe]
     target = _local_target(config.model)
     # The cheap answers before the pass over all bytes.
-    reports = () if target is None else tuple(_reports(config, vectors, target))
+    reports = () if target is None else tuple(_reports(config, mode, vectors, target))
     for report in reports:
         report.raise_if_refused(config.force)
     for vector in vectors:
@@ -64,11 +69,17 @@ def check_files(
 
 
 def _reports(
-    config: ServeConfig, vectors: Sequence[VectorReader], target: Path
+    config: ServeConfig, mode: Mode, vectors: Sequence[VectorReader], target: Path
 ) -> Iterator[Report]:
     for vector, said in zip(vectors, config.recipe, strict=True):
         recipe = said if config.is_recipe else None
-        yield check_target(vector, target, vocabulary=config.vocabulary, recipe=recipe)
+        yield check_target(
+            vector,
+            target,
+            vocabulary=config.vocabulary,
+            recipe=recipe,
+            is_beside=mode == "dial",
+        )
 
 
 def _local_target(model: str) -> Path | None:

@@ -122,7 +122,7 @@ class Dial:
             return None
         text = name.removeprefix(ENHANCED)
         try:
-            return self._of_number(self._parsed(text)) if NUMBER.fullmatch(text) else None
+            return self.of_value(self._parsed(text)) if NUMBER.fullmatch(text) else None
         except AlphaRequestError:
             return None
 
@@ -130,8 +130,12 @@ class Dial:
         """Read what a request's body says: a number, a list in order, or a mapping by name.
 
         Raises:
-            AlphaRequestError: It is something else, out of range, or names no vector.
+            AlphaRequestError: It is something else, names no vector, or is out of range, and no
+                variant has these alphas.
         """
+        return self._allowed(self._read(value))
+
+    def _read(self, value: object) -> Alphas:
         if isinstance(value, Mapping):
             return self._of_names(value)
         if isinstance(value, list | tuple):
@@ -148,9 +152,9 @@ class Dial:
             AlphaRequestError: As for `of_value`.
         """
         if "=" not in text:
-            return self._of_number(self._parsed(text))
+            return self.of_value(self._parsed(text))
         pairs = (part.partition("=") for part in text.split(","))
-        return self._of_names({name.strip(): self._parsed(number) for name, _, number in pairs})
+        return self.of_value({name.strip(): self._parsed(number) for name, _, number in pairs})
 
     def text(self, alphas: Alphas) -> str:
         """Write alphas as the header has them.
@@ -196,8 +200,14 @@ class Dial:
             raise AlphaRequestError(msg + ", ".join(self.vectors))
         return tuple(self._number(value.get(name, 0.0)) for name in self.vectors)
 
-    def _of_number(self, number: float) -> Alphas:
-        return (self._number(number),) * len(self.vectors)
+    def _allowed(self, alphas: Alphas) -> Alphas:
+        """Let alphas through that are in range, or a variant's."""
+        low, high = self.allowed
+        beyond = [alpha for alpha in alphas if not low <= alpha <= high]
+        if beyond and alphas not in self.variants.values():
+            msg = f"alpha {alpha_text(beyond[0])} is outside of {self.allowed}"
+            raise AlphaRequestError(msg)
+        return alphas
 
     @staticmethod
     def _parsed(text: str) -> float:
@@ -216,9 +226,6 @@ class Dial:
             number = float("inf")
         if problem := alpha_problem(number):
             msg = f"alpha {problem}"
-            raise AlphaRequestError(msg)
-        if not self.allowed.lowest <= number <= self.allowed.highest:
-            msg = f"alpha {alpha_text(number)} is outside of {self.allowed}"
             raise AlphaRequestError(msg)
         return number + 0.0  # -0.0 is 0.0
 

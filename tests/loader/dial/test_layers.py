@@ -61,10 +61,23 @@ def test_each_row_is_the_sums_own_product() -> None:
 
 def test_a_batch_of_one_before_the_tokens_is_the_same() -> None:
     """[1, tokens, in], as the Transformers backend has it."""
-    theta, _, _ = linear_pair(batch_of(ALPHAS))
+    batch = batch_of(ALPHAS)
+    theta, _, _ = linear_pair(batch)
     x = torch.randn(4, 6)
     with torch.no_grad():
-        assert torch.equal(theta(x.unsqueeze(0))[0], theta(x))
+        expected = theta(x)
+        batch.has_batch_axis = True
+        assert torch.equal(theta(x.unsqueeze(0))[0], expected)
+
+
+def test_one_token_with_heads_is_no_batch_of_one() -> None:
+    """[1 token, heads, d]: all heads of the token get its alpha."""
+    norm, weight = nn.LayerNorm(8, bias=False), torch.randn(1, 8)
+    hook_norm(norm, DialedNorm("norm", batch_of([0.5]), norm, weight, None))
+    x = torch.randn(1, 3, 8)
+    with torch.no_grad():
+        expected = nn.functional.layer_norm(x, (8,), norm.weight + 0.5 * weight[0], eps=norm.eps)
+        torch.testing.assert_close(norm(x), expected)
 
 
 def test_rows_that_pad_a_batch_are_left_alone() -> None:

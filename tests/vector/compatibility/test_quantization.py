@@ -14,7 +14,11 @@ from tests.support.vectors import store_vector
 from vllm_rvec.errors import CheckpointError, IncompatibleVectorError
 from vllm_rvec.vector import VectorReader
 from vllm_rvec.vector.compatibility import Report, Verdict, check_target
-from vllm_rvec.vector.compatibility.quantization import WAYS_OUT, declared_quantization
+from vllm_rvec.vector.compatibility.quantization import (
+    KEEPS_INPUTS,
+    WAYS_OUT,
+    declared_quantization,
+)
 from vllm_rvec.vector.merge import merge
 
 if TYPE_CHECKING:
@@ -29,7 +33,7 @@ def check(vector: Path, target: Path) -> Report:
 
 @pytest.mark.parametrize("method", QUANTIZERS)
 @pytest.mark.parametrize("force", [False, True])
-def test_a_quantized_target_is_refused_with_the_two_ways_out(
+def test_a_quantized_target_is_refused_with_the_ways_out(
     family: Family, vector: Path, tmp_path: Path, method: str, force: bool
 ) -> None:
     """Whatever the layout, each quantized weight is named; no force gets past it."""
@@ -43,6 +47,7 @@ def test_a_quantized_target_is_refused_with_the_two_ways_out(
     assert error.fix == WAYS_OUT
     assert "--quantization" in error.fix
     assert "vllm-rvec merge" in error.fix
+    assert "--mode dial" in error.fix
 
 
 def test_integers_without_a_word_about_them_are_refused_alike(
@@ -145,3 +150,27 @@ def test_an_unquantized_target_has_no_such_level(family: Family, vector: Path) -
     report = check(vector, family.target)
     assert [level.name for level in report.levels] == ["structure", "tokenizer", "lineage"]
     assert report.verdict is not Verdict.REFUSE
+
+
+@pytest.mark.parametrize("method", QUANTIZERS)
+def test_a_dial_needs_inputs_that_were_not_rescaled(
+    family: Family, vector: Path, tmp_path: Path, method: str
+) -> None:
+    """GPTQ, FP8 and others leave them alone; of AWQ and compressed-tensors only the user knows."""
+    target = quantized_copy(family.target, tmp_path / "target", method)
+    report = check_target(VectorReader(vector), target, is_beside=True)
+    if method in KEEPS_INPUTS:
+        report.raise_if_refused(force=False)
+        assert report.levels[0].name == "quantization"
+        return
+    with pytest.raises(IncompatibleVectorError, match="AWQ and SmoothQuant"):
+        report.raise_if_refused(force=False)
+    report.raise_if_refused(force=True)
+
+
+def test_beside_an_unquantized_target_nothing_is_different(family: Family, vector: Path) -> None:
+    """Names and shapes are compared as ever."""
+    reader = VectorReader(vector)
+    assert check_target(reader, family.target, is_beside=True) == check_target(
+        reader, family.target
+    )

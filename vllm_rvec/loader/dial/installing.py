@@ -45,6 +45,8 @@ WAY_OUT = (
     "use --mode fused (without vllm-rvec serve: leave the key `mode` out): one engine per alpha"
 )
 SHOWN = 8
+GLANCE = 4096
+"""Elements that tell most tensors from zeros."""
 
 NORMS = (RMSNorm, GemmaRMSNorm, LayerNorm, nn.LayerNorm)
 VLLM_MATRICES = (LinearBase, VocabParallelEmbedding)
@@ -123,12 +125,18 @@ def _changed(shadow: nn.Module) -> dict[str, set[str]]:
     """Names of parameters that are not zero, by module."""
     found: dict[str, set[str]] = {}
     for name, module in shadow.named_modules():
-        own = {
-            key for key, value in module.named_parameters(recurse=False) if bool(torch.any(value))
-        }
+        own = {key for key, value in module.named_parameters(recurse=False) if not is_zero(value)}
         if own:
             found[name] = own
     return found
+
+
+def is_zero(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor has nothing but zeros; for one that has not, its start mostly does."""
+    flat = tensor.detach().view(-1)
+    if bool(torch.any(flat[:GLANCE])):
+        return False
+    return not int(torch.count_nonzero(flat))  # a third of the time of `torch.any`
 
 
 def _problems(
@@ -184,7 +192,7 @@ def _install_one(
 
 def _bias(part: Any) -> torch.Tensor | None:
     bias = getattr(part, "bias", None)
-    return None if bias is None or not bool(torch.any(bias)) else bias.detach().float()
+    return None if bias is None or is_zero(bias) else bias.detach().float()
 
 
 def _norm_vectors(norm: Any, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -205,7 +213,7 @@ def _hold(
     name: str, part: Any, dtype: VectorDtype, errors: dict[str, float]
 ) -> tuple[HeldMatrix | None, int]:
     """Hold one vector's matrix; also say how many bytes that takes."""
-    if part is None or not bool(torch.any(part.weight)):
+    if part is None or is_zero(part.weight):
         return None, 0
     weight = part.weight.detach()
     if dtype == "int8":

@@ -54,6 +54,8 @@ class Batch:
     """How many there are."""
     names: tuple[str, ...] = ()
     """Of all modules that have a part of v."""
+    has_batch_axis: bool = False
+    """Whether a 1 stands before the tokens, as in vLLM's Transformers backend."""
     static_alphas: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     """float32 [most tokens, vectors] on the device: what CUDA graphs read, which always compute v's
     part of every row, with 0 where there is none. Empty where there are no such graphs."""
@@ -71,7 +73,10 @@ class Dialed:
 
     def __init__(self, name: str, batch: Batch) -> None:
         self.name, self.batch = name, batch
-        self.key = f"{name}@{id(batch):x}"
+        # The same in every process that has this model, as compiled graphs are kept with it; a
+        # second model in one process gets another.
+        numbered = (f"{name}#{number}" for number in range(2, 1000))
+        self.key = next(key for key in (name, *numbered) if key not in _DIALED)
         _DIALED[self.key] = self
 
     def turn(self, out: torch.Tensor, x: torch.Tensor, kind: str) -> None:
@@ -89,7 +94,9 @@ class Dialed:
 
     def apply(self, out: torch.Tensor, x: torch.Tensor, kind: str) -> None:
         """Do it, past the compiler."""
-        rows = _rows(x, is_ids=kind == EMBEDDING)
+        if self.batch.has_batch_axis:
+            out, x = _without_batch_axis(out, 3), _without_batch_axis(x, 2 + (kind != EMBEDDING))
+        rows = x.shape[0]
         if self.batch.called is not None:
             self.batch.called.setdefault(self.name, set()).add(rows)
         turns = self.batch.samples if kind in HEADS else self.batch.tokens
@@ -105,8 +112,7 @@ class Dialed:
             raise RuntimeError(msg)
         # A batch that was padded has rows without a request at its end.
         length = rows if turns.length is None else turns.length
-        out, x = _flat(out, rows)[:length], _flat(x, rows)[:length]
-        self.add(out, x, turns.any, turns.of_vector, kind)
+        self.add(out[:length], x[:length], turns.any, turns.of_vector, kind)
 
     def add(
         self,
@@ -142,15 +148,9 @@ def _(out: torch.Tensor, x: torch.Tensor, key: str, kind: str) -> None:
     pass
 
 
-def _rows(x: torch.Tensor, *, is_ids: bool) -> int:
-    if is_ids:
-        return x.numel()
-    # The Transformers backend puts a batch of one before the tokens.
-    return x.shape[1] if x.dim() == 3 and x.shape[0] == 1 else x.shape[0]
-
-
-def _flat(x: torch.Tensor, rows: int) -> torch.Tensor:
-    return x if x.dim() and x.shape[0] == rows else x.view(rows, *x.shape[2:])
+def _without_batch_axis(x: torch.Tensor, least: int) -> torch.Tensor:
+    """[1, tokens, ...] -> [tokens, ...], of what has at least so many dimensions."""
+    return x.squeeze(0) if x.dim() >= least and x.shape[0] == 1 else x
 
 
 def _is_captured(out: torch.Tensor) -> bool:
@@ -225,6 +225,10 @@ class DialedMethod(QuantizeMethodBase):  # type: ignore[misc]  # vLLM is untyped
 
     def __init__(self, base: Any, dialed: DialedMatrix) -> None:
         self.base, self.dialed = base, dialed
+        # The class has these too, so that __getattr__ would not be asked.
+        self.requires_device_loading = base.requires_device_loading
+        self.uses_meta_device = base.uses_meta_device
+        self.supports_pre_processed_weights = base.supports_pre_processed_weights
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)

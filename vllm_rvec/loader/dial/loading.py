@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
+from blake3 import blake3
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.dial.installing import install
@@ -32,6 +34,8 @@ __all__ = ["make_dial", "refuse_undialable"]
 
 logger = logging.getLogger("vllm.rvec")
 
+SHOWN_LOST = 8
+
 
 def refuse_undialable(vllm_config: VllmConfig) -> None:
     """Refuse an engine that could not tell one request's alpha from another's.
@@ -39,28 +43,41 @@ def refuse_undialable(vllm_config: VllmConfig) -> None:
     Raises:
         ConfigError: All that is missing or in the way.
     """
-    parallel, problems = vllm_config.parallel_config, []
-    if not getattr(parallel, "rvec_dial_worker", False):
-        problems.append(f"--worker-cls {WORKER} is missing")
-    if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
-        problems.append(f"--scheduler-cls {SCHEDULER} is missing")
-    given = vllm_config.model_config.logits_processors or ()
-    if ADMISSION not in [p if isinstance(p, str) else _path(p) for p in given]:
-        problems.append(f"--logits-processors {ADMISSION} is missing")
-    if vllm_config.use_v2_model_runner:
-        problems.append("vLLM's second model runner: set VLLM_USE_V2_MODEL_RUNNER=0")
-    if parallel.pipeline_parallel_size > 1:
-        problems.append("pipeline parallel: use tensor parallel")
-    if vllm_config.speculative_config is not None:
-        problems.append("speculative decoding: vLLM rules it out beside --logits-processors")
-    if vllm_config.lora_config is not None:
-        problems.append("--enable-lora: adapters wrap the same layers")
+    problems = [*_missing(vllm_config), *_in_the_way(vllm_config)]
     if problems:
         raise ConfigError(
             "this engine can't answer an alpha for each request",
             problems=problems,
             fix=f"vllm-rvec serve --mode dial gives the flags: {FLAGS}",
         )
+
+
+def _missing(config: VllmConfig) -> Iterator[str]:
+    if not getattr(config.parallel_config, "rvec_dial_worker", False):
+        yield f"--worker-cls {WORKER} is missing"
+    if config.scheduler_config.scheduler_cls != SCHEDULER:
+        yield f"--scheduler-cls {SCHEDULER} is missing"
+    given = config.model_config.logits_processors or ()
+    if ADMISSION not in [p if isinstance(p, str) else _path(p) for p in given]:
+        yield f"--logits-processors {ADMISSION} is missing"
+
+
+def _in_the_way(config: VllmConfig) -> Iterator[str]:
+    model = config.model_config
+    if config.use_v2_model_runner:
+        yield "vLLM's second model runner: set VLLM_USE_V2_MODEL_RUNNER=0"
+    if config.parallel_config.pipeline_parallel_size > 1:
+        yield "pipeline parallel: use tensor parallel"
+    if config.speculative_config is not None:
+        yield "speculative decoding: vLLM rules it out beside --logits-processors"
+    if config.lora_config is not None:
+        yield "--enable-lora: adapters wrap the same layers"
+    if model.runner_type == "pooling":
+        yield "pooling: it has no alphas for requests"
+    if model.enable_prompt_embeds:
+        yield "--enable-prompt-embeds: embeddings that a request brings have no alpha"
+    if model.enable_sleep_mode:
+        yield "--enable-sleep-mode: the vectors would not wake up again"
 
 
 def _path(given: type) -> str:
@@ -96,12 +113,17 @@ def make_dial(
         shadow = create_shadow(vllm_config, model_config)
         early: dict[str, str] = {}
         fill_shadow(shadow, vector_stream(addend, stream.shapes, model_config.dtype, early), early)
+        _refuse_left_out(addend, stream.shapes, is_forced=config.force)
         shadows.append(shadow)
     device = next(model.parameters()).device
     off = Turns.all_at([0.0] * len(shadows), device)
     batch = Batch(off, off, len(shadows))
+    batch.has_batch_axis = ".transformers" in type(model).__module__
     done = install(model, shadows, batch, config.vector_dtype)
     batch.names = done.modules
+    # vLLM finds compiled graphs again by its configuration: these have v in these modules.
+    said = blake3("\n".join(done.modules).encode()).hexdigest()
+    vllm_config.additional_config = {**(vllm_config.additional_config or {}), "vllm_rvec": said}
     logger.info(
         "Any alpha in %s for each request: %s beside %d modules, %.2f GiB%s, %.2f s",
         config.dial.allowed,
@@ -133,16 +155,50 @@ def vector_stream(
     """
     team = Team()
     placer = Placer(team, "host")
+    room = torch.zeros(0, dtype=dtype)
     for name, shape in _all_shapes(addend, shapes):
         if (term := addend.term(name, shape)) is None:
             continue
-        ledger = FuseLedger()
-        zeros = torch.zeros(shape, dtype=dtype)
+        ledger, elements = FuseLedger(), math.prod(shape)
+        if len(room) < elements:
+            room = torch.zeros(elements, dtype=dtype)  # one for all: only read
+        zeros = room[:elements].view(shape)
         yield name, FusedTensor(zeros, Fusion((term,), 0, dtype, ledger, team, placer))
         if ledger.materialized:
             computed_early[name] = ", ".join(ledger.materialized)
     placer.finish()
     addend.reader.check_unchanged()
+
+
+def _refuse_left_out(
+    addend: Addend, shapes: Mapping[str, tuple[int, ...]], *, is_forced: bool
+) -> None:
+    """Refuse what the check let through and the stream did not: parts that don't fit a target.
+
+    Only of a quantized target, whose names and shapes can't be compared before.
+    """
+    given = {
+        addend.pairing.part_for(name)
+        for name, shape in _all_shapes(addend, shapes)
+        if addend.term(name, shape) is not None
+    }
+    entries = addend.reader.manifest.tensors
+    lost = sorted(
+        part
+        for part, alpha in addend.alphas.items()
+        if alpha and part not in given and entries[part].encoding != "zero"
+        if not addend.pairing.is_skipped(part)
+    )
+    if not lost:
+        return
+    error = ConfigError(
+        f"{len(lost)} tensors of the vector don't fit the target",
+        problems=lost[:SHOWN_LOST],
+        fix="check that vector and target belong together; with `force` they are left out",
+    )
+    if not is_forced:
+        raise error
+    logger.warning("Forced: %s", error)
 
 
 def _all_shapes(

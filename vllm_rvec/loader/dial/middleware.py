@@ -70,12 +70,16 @@ class DialMiddleware:
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
         method = scope.get("method")
         is_ours = method == "POST" and path in GENERATING_PATHS | NAMING_PATHS
-        if scope["type"] != "http" or not (is_ours or (method == "GET" and path == MODELS_PATH)):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         dial = self._find_dial(scope)
-        if not is_ours:
+        if method == "GET" and path == MODELS_PATH:
             await self.app(scope, receive, _CardSender(self, dial, send))
+            return
+        if not is_ours:
+            refusal = _no_alpha_here(scope, path)
+            await (refusal or self.app)(scope, receive, send)
             return
         exchange = _Exchange(self, dial, scope, path in GENERATING_PATHS)
         await self.app(scope, exchange.receiver(receive), exchange.sender(send))
@@ -88,7 +92,7 @@ class DialMiddleware:
             options, _ = LoaderConfig.split(config.load_config.model_loader_extra_config)
             self._served = state.openai_serving_models.model_name()
             self._dial = AlphaAdmission.dial = options.dial
-            self._default = (options.alpha,) * len(options.dial.vectors)
+            self._default = options.default_alphas
         return self._dial
 
     @property
@@ -146,6 +150,11 @@ class _Exchange:
 
     def _read(self, given: dict[str, Any]) -> None:
         """Take alphas and name out of a body, and put in what vLLM knows."""
+        if given.get("use_beam_search"):
+            # vLLM makes the requests of its beams anew, without what the first one carried.
+            message = "Beam search can't be used here: its beams would lose their alpha."
+            self.refusal = _Refusal(400, message, "use_beam_search", "unsupported_parameter")
+            return
         name, value = given.get("model"), given.pop(ALPHA_KEY, None)
         named = self._of_name(name)
         if self.refusal:
@@ -188,10 +197,16 @@ class _Exchange:
                     self._is_answered = True
                     await self.refusal.response()(self.scope, _nothing, send)
                 return
-            if message["type"] == "http.response.start":
-                self._start = message
+            if message["type"] != "http.response.start":
+                await self._send_part(message, send)
                 return
-            await self._send_part(message, send)
+            headers = MutableHeaders(raw=message.setdefault("headers", []))
+            if self.alphas:
+                headers[ALPHA_HEADER] = self.dial.text(self.alphas)
+            if "content-length" in headers:
+                self._start = message  # its length is not known before its body
+            else:
+                await send(message)
 
         return write
 
@@ -202,13 +217,11 @@ class _Exchange:
         body = self._named_as_asked(message.get("body", b""))
         if self._start is not None:
             start, self._start = self._start, None
-            headers = MutableHeaders(raw=start.setdefault("headers", []))
-            if self.alphas:
-                headers[ALPHA_HEADER] = self.dial.text(self.alphas)
-            if "content-length" in headers and not message.get("more_body", False):
-                headers["content-length"] = str(len(body))
-            elif self.asked:
+            headers = MutableHeaders(raw=start["headers"])
+            if message.get("more_body", False):
                 del headers["content-length"]
+            else:
+                headers["content-length"] = str(len(body))
             await send(start)
         await send({**message, "body": body})
 
@@ -221,7 +234,8 @@ class _Exchange:
         if not self.asked or self.asked == self.middleware.served:
             return body
         ours, theirs = (
-            f'"model":{json.dumps(name)}'.encode() for name in (self.middleware.served, self.asked)
+            f'"model":{json.dumps(name, ensure_ascii=False)}'.encode()
+            for name in (self.middleware.served, self.asked)
         )
         return body.replace(ours, theirs)
 
@@ -271,6 +285,14 @@ class _CardSender:
             "vectors": list(self.dial.vectors),
             "alpha_range": list(self.dial.allowed),
         }
+
+
+def _no_alpha_here(scope: Scope, path: str) -> JSONResponse | None:
+    """Refuse a header that would not be heard: other paths answer at the default alpha."""
+    if ALPHA_HEADER not in Headers(scope=scope):
+        return None
+    message = f"{ALPHA_HEADER} is not understood on {path[:SHOWN_CHARACTERS]}."
+    return _Refusal(400, message, ALPHA_HEADER, "invalid_alpha").response()
 
 
 async def _nothing() -> Message:

@@ -44,7 +44,7 @@ class DialRunner:
         self.rvec_batch, self.rvec_dial, self.rvec_default = batch, dial, default
         self.rvec_rehearsing = False
         self._rvec_off = batch.tokens
-        self._rvec_alphas: dict[str, Alphas] = {}
+        self._rvec_alphas: dict[str, tuple[Any, Alphas]] = {}
         self._rvec_last: tuple[np.ndarray, np.ndarray] | None = None
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> Any:
@@ -58,9 +58,12 @@ class DialRunner:
         me: Any = self
         known, now = self._rvec_alphas, {}
         for name in me.input_batch.req_ids:
-            now[name] = known[name] if name in known else self._rvec_read(name)
+            params = me.requests[name].sampling_params
+            # An id may be another request's by now.
+            is_known = name in known and known[name][0] is params
+            now[name] = known[name] if is_known else (params, self._rvec_read(params))
         self._rvec_alphas = now
-        requests = np.asarray(list(now.values()), dtype=np.float32)
+        requests = np.asarray([alphas for _, alphas in now.values()], dtype=np.float32)
         if self._rvec_last is not None and all(
             np.array_equal(old, new)
             for old, new in zip(self._rvec_last, (requests, counts), strict=True)
@@ -76,9 +79,8 @@ class DialRunner:
             batch.static_alphas.zero_()
             batch.static_alphas[: len(tokens)].copy_(torch.from_numpy(tokens))
 
-    def _rvec_read(self, request_id: str) -> Alphas:
-        me: Any = self
-        given = me.requests[request_id].sampling_params.extra_args or {}
+    def _rvec_read(self, params: Any) -> Alphas:
+        given = (params.extra_args if params is not None else None) or {}
         asked = given.get(ALPHA_KEY)
         return self.rvec_default if asked is None else self.rvec_dial.of_value(asked)
 
@@ -91,7 +93,7 @@ class DialRunner:
         samples = self.rvec_batch.samples
         try:
             for name in list(waiting):
-                alphas = self._rvec_alphas.get(name, self.rvec_default)
+                _, alphas = self._rvec_alphas.get(name, (None, self.rvec_default))
                 self.rvec_batch.samples = Turns.all_at(alphas, me.device)
                 me.num_prompt_logprobs = {name: waiting[name]}
                 found |= runner._get_prompt_logprobs_dict(hidden_states, num_scheduled_tokens)  # noqa: SLF001
@@ -134,9 +136,12 @@ class DialRunner:
         called = self.rvec_batch.called = {}
         self.rvec_rehearsing = True
         try:
-            _, hidden = me._dummy_run(tokens, is_profile=True)  # noqa: SLF001
+            hidden, _ = me._dummy_run(tokens, is_profile=True)  # noqa: SLF001
             with self._rvec_dummy_turn():
-                me.model.compute_logits(hidden)
+                me.model.compute_logits(hidden[:tokens])
+                # Multimodal models look tokens up before they run.
+                ids = torch.zeros(tokens, dtype=torch.long, device=me.device)
+                me.get_model().embed_input_ids(ids)
         finally:
             self.rvec_rehearsing, self.rvec_batch.called = False, None
         return called

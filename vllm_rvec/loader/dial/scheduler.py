@@ -29,16 +29,24 @@ MARK: Final = "rvec"
 class _AlphaSalted:
     """Salts requests as they come in; before vLLM's own scheduler in the order of classes."""
 
+    requests: dict[str, Request]
+    """vLLM's own, by id."""
+
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         parent: Any = super()
         parent.__init__(vllm_config, *args, **kwargs)
         config, _ = LoaderConfig.split(vllm_config.load_config.model_loader_extra_config)
         self._rvec_dial = config.dial
-        self._rvec_default = (config.alpha,) * len(config.dial.vectors)
+        self._rvec_default = config.default_alphas
 
     def add_request(self, request: Request) -> None:
         """Queue a request, its blocks hashed with its alphas."""
         params = request.sampling_params
+        session = self.requests.get(request.request_id)
+        if session is not None and params is not None and session.sampling_params is not None:
+            # More input for a session: its cache has the alphas that it began with.
+            own = (session.sampling_params.extra_args or {}).get(ALPHA_KEY)
+            params.extra_args = {**(params.extra_args or {}), ALPHA_KEY: own}
         asked = (params.extra_args or {}).get(ALPHA_KEY) if params is not None else None
         alphas = self._rvec_default if asked is None else self._rvec_dial.of_value(asked)
         if salt := salt_of(alphas, request.cache_salt):

@@ -42,8 +42,11 @@ def create_shadow(vllm_config: VllmConfig, model_config: ModelConfig) -> nn.Modu
     with set_default_torch_dtype(model_config.dtype), device:
         model: nn.Module = initialize_model(vllm_config=config, model_config=config.model_config)
     for parameter in model.parameters():
-        # Fresh zeros: memory that nothing is written to is not taken.
-        parameter.data = torch.zeros_like(parameter.data)
+        # Fresh zeros, which the system gives: what nothing is written to takes no memory, and what
+        # is written to is not written twice.
+        parameter.data = torch.zeros(
+            parameter.shape, dtype=parameter.dtype, device=parameter.device
+        )
     return model
 
 
@@ -61,7 +64,15 @@ def fill_shadow(
     Raises:
         ConfigError: There are such tensors.
     """
-    shadow.load_weights(weights)  # type: ignore[operator]  # vLLM's models have it
+    try:
+        shadow.load_weights(weights)  # type: ignore[operator]  # vLLM's models have it
+    except (AssertionError, KeyError, ValueError) as exc:
+        # Only where the check could not compare names: the target stores them as codes.
+        raise ConfigError(
+            f"the vector can't be loaded as {type(shadow).__name__}",
+            why=f"{type(exc).__name__}: {exc}",
+            fix="check that vector and target belong together: vllm-rvec check",
+        ) from exc
     if not computed_early:
         return
     raise ConfigError(

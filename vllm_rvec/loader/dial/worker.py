@@ -61,7 +61,7 @@ class DialWorker(PlatformWorker):  # type: ignore[misc]  # as above
         batch: Batch = runner.get_model().rvec_batch
         config, _ = LoaderConfig.split(self.vllm_config.load_config.model_loader_extra_config)
         vectors = len(config.dial.vectors)
-        runner.rvec_attach(batch, config.dial, (config.alpha,) * vectors)
+        runner.rvec_attach(batch, config.dial, config.default_alphas)
         if runner.device.type == "cuda":
             batch.static_alphas = torch.zeros(
                 (runner.max_num_tokens, vectors), dtype=torch.float32, device=runner.device
@@ -96,10 +96,12 @@ def refuse_idle_modules(called: dict[str, set[int]], model: torch.nn.Module) -> 
         for name in batch.names
         if name not in called
     ]
+    # As many as there are tokens, or as a padded step has: the same for all modules.
+    fit = {REHEARSED_TOKENS, min((min(rows) for rows in called.values()), default=0)}
     problems += [
         f"{name}: it is given {sorted(rows)} rows for {REHEARSED_TOKENS} tokens"
         for name, rows in called.items()
-        if any(n < REHEARSED_TOKENS for n in rows)
+        if not rows <= fit or min(rows) < REHEARSED_TOKENS
     ]
     if problems:
         more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vllm_rvec.checkpoint.table import FLOAT_DTYPES, read_config, read_table
 from vllm_rvec.vector.compatibility.lineage import LineageProbe
 from vllm_rvec.vector.compatibility.quantization import (
+    beside_level,
     declared_quantization,
     quantization_level,
 )
@@ -46,6 +47,7 @@ def check_target(
     *,
     vocabulary: str = "strict",
     recipe: RecipeVector | None = None,
+    is_beside: bool = False,
 ) -> Report:
     """Check whether a vector belongs to a target.
 
@@ -54,6 +56,8 @@ def check_target(
         target: The target's folder.
         vocabulary: One of `VOCABULARY_POLICIES`.
         recipe: Where in the model the vector is added; everywhere where None.
+        is_beside: Whether the vector stays beside the weights, as in a dial: then a quantized
+            target will do, of which names and shapes are not compared here.
 
     Returns:
         Three levels: structure, tokenizer, lineage; before them quantization where the target was
@@ -70,15 +74,19 @@ def check_target(
         only = tensor_alphas(recipe, manifest.tensors, is_complete=manifest.complete).keys()
     is_partial = is_for_language_part(manifest, config)
     pairing = Pairing(manifest, vocabulary, only=only, is_partial=is_partial)
-    quantization = quantization_level(
-        pairing, declared_quantization(config, target), addable_tensors(table)
-    )
+    method = declared_quantization(config, target)
+    if is_beside and method:
+        quantization = beside_level(method)
+        structure = structure_level(architecture_findings(manifest, config), ())
+    else:
+        quantization = quantization_level(pairing, method, addable_tensors(table))
+        structure = _structure(pairing, config, table)
     return Report(
         vector=str(vector.folder),
         target=str(target),
         levels=(
             *([] if quantization is None else [quantization]),
-            _structure(pairing, config, table),
+            structure,
             tokenizer_level(manifest.tokenizer, target / TOKENIZER_NAME),
             _lineage(manifest, table),
         ),

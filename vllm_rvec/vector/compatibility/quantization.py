@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.vector.compatibility.structure import Pairing
 
-__all__ = ["WAYS_OUT", "declared_quantization", "quantization_level"]
+__all__ = ["WAYS_OUT", "beside_level", "declared_quantization", "quantization_level"]
 
 CONFIG_KEYS: Final = ("quantization_config", "compression_config")
 CONFIG_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
@@ -32,8 +32,12 @@ CONFIG_FILES: Final = ("hf_quant_config.json", "quantize_config.json", "quant_co
 WHY: Final = "a quantized weight is a code with a scale, and theta + alpha * v has none"
 WAYS_OUT: Final = (
     "load the unquantized target and let vLLM quantize it online, which sees the sum "
-    "(--quantization fp8_per_channel, for one); or merge (vllm-rvec merge) and quantize the result"
+    "(--quantization fp8_per_channel, for one); or merge (vllm-rvec merge) and quantize the "
+    "result; or compute the vector beside the codes (vllm-rvec serve --mode dial)"
 )
+
+KEEPS_INPUTS: Final = frozenset({"bitsandbytes", "fbgemm_fp8", "fp8", "gptq", "mxfp4"})
+"""Methods that leave what goes into a quantized layer as it was."""
 
 
 def declared_quantization(config: Mapping[str, Any], folder: Path | None = None) -> str:
@@ -84,6 +88,30 @@ def quantization_level(
     unknown = "which of its tensors are is not known before they are read"
     beside = "what the vector changes is not, but some methods rescale the tensors beside theirs"
     finding = f"{method}: {unknown if is_float is None else beside}; {WAYS_OUT}"
+    return Level("quantization", "the target is quantized", (refused(finding),))
+
+
+def beside_level(method: str) -> Level | None:
+    """Judge a quantized target whose vector is computed beside it, as a dial does.
+
+    The codes stay as they are, so any method will do that leaves the inputs of its layers alone.
+    Some (AWQ, SmoothQuant) divide them by scales of their own, with which v x would have to be
+    undone.
+
+    Args:
+        method: As `declared_quantization` names it.
+
+    Returns:
+        None where nothing is to be said.
+    """
+    if not method:
+        return None
+    if method in KEEPS_INPUTS:
+        return Level("quantization", f"the target is quantized ({method}), the vector is beside it")
+    finding = (
+        f"{method}: it may have rescaled what goes into its layers, as AWQ and SmoothQuant do; the "
+        "vector belongs to inputs that were not. Force it if you know that it has not"
+    )
     return Level("quantization", "the target is quantized", (refused(finding),))
 
 
