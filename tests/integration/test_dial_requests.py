@@ -103,6 +103,8 @@ def replies(family: Family, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     jobs.fused("fused two", [0.3, -0.5], asked(None))
     jobs.fused("fused second", [0.0, 1.0], asked(None))
     jobs.dial("int8", mixed(), {"vector_dtype": "int8"})
+    jobs.dial("zeros", asked(0.0) + asked(0.0, **MANY))
+    jobs.add("plain", asked(None) + asked(None, **MANY), {})
     return jobs.run()
 
 
@@ -149,6 +151,12 @@ def test_several_sampled_answers(replies: dict[str, Replies], alpha: float) -> N
     """With a seed, n = 3: the same tokens as a fused engine samples."""
     assert_alike(at(replies["several"], alpha), replies[f"fused {alpha}"][len(PROMPTS) :])
     assert all(len(reply["tokens"]) == 3 for reply in replies["several"])
+
+
+def test_a_batch_at_alpha_zero_has_the_plain_engines_bits(replies: dict[str, Replies]) -> None:
+    """Tokens and every log-probability, of an engine that has never heard of this package."""
+    for one, other in zip(replies["zeros"], replies["plain"], strict=True):
+        assert one | {"cached": 0} == other | {"cached": 0}
 
 
 def test_requests_that_say_nothing_get_the_configured_alpha(replies: dict[str, Replies]) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor
-
+from vllm_rvec.loader.dial.vllm_seams import LogitsProcessor
 from vllm_rvec.vector.dial import ALPHA_KEY, AlphaRequestError
 
 if TYPE_CHECKING:
     import torch
-    from vllm import SamplingParams
 
+    from vllm_rvec.loader.dial.vllm_seams import SamplingParams
     from vllm_rvec.vector.dial import Dial
 
 __all__ = ["AlphaAdmission"]

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.core.sched.scheduler import Scheduler
-
 from vllm_rvec.loader.config import LoaderConfig
+from vllm_rvec.loader.dial.vllm_seams import AsyncScheduler, Scheduler
 from vllm_rvec.vector.alpha import alpha_text
 from vllm_rvec.vector.dial import ALPHA_KEY
 
 if TYPE_CHECKING:
-    from vllm.v1.request import Request
-
+    from vllm_rvec.loader.dial.vllm_seams import Request
     from vllm_rvec.vector.dial import Alphas
 
 __all__ = ["DialScheduler", "salt_of"]
