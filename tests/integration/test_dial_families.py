@@ -99,6 +99,18 @@ def test_every_family_that_serve_offers_a_dial_for_is_here() -> None:
     assert {KINDS[kind].model_type for kind in DIALED} >= DIALABLE
 
 
+def test_latent_attention_is_refused_though_its_layers_are_linear(
+    families: dict[str, Family], tmp_path: Path
+) -> None:
+    """Decoding uses matrices that were made of the layer's; the rehearsal would not show it."""
+    vector = make_vector(families["deepseek-v2"], tmp_path / "vector")
+    recipe = [{"path": str(vector), "exclude": ["*experts*", "*.gate.weight"]}]
+    engine = {"model": str(families["deepseek-v2"].target), "dtype": "float32"}
+    with pytest.raises(AssertionError) as caught:
+        run_jobs([{"engine": engine | dial(vectors=recipe), "requests": []}])
+    assert "kv_b_proj: latent attention makes other matrices of it" in str(caught.value)
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_a_dial_cant_apply_is_refused_by_name(
     families: dict[str, Family], tmp_path: Path, kind: str

@@ -13,6 +13,7 @@ from vllm.config import (
 )
 from vllm.config.load import LoadConfig
 from vllm.engine.protocol import EngineClient
+from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
@@ -42,6 +43,7 @@ __all__ = [
     "LayerNorm",
     "LinearBase",
     "LoadConfig",
+    "MLAAttention",
     "ModelConfig",
     "ParallelLMHead",
     "QuantizeMethodBase",

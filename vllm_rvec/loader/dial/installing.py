@@ -27,6 +27,7 @@ from vllm_rvec.loader.vllm_api import (
     GemmaRMSNorm,
     LayerNorm,
     LinearBase,
+    MLAAttention,
     ParallelLMHead,
     RMSNorm,
     VocabParallelEmbedding,
@@ -95,6 +96,12 @@ def install(
     modules = dict(model.named_modules())
     names = [name for name in modules if any(name in one for one in changed)]
     problems = [p for name in names for p in _problems(name, modules[name], shadows, changed)]
+    absorbed = {id(m.kv_b_proj) for m in modules.values() if isinstance(m, MLAAttention)}
+    problems += [
+        f"{name}: latent attention makes other matrices of it, which have no alpha"
+        for name in names
+        if id(modules[name]) in absorbed
+    ]
     # Shared modules have several names, of which vLLM's walk gives the first.
     problems += [
         f"{name}: not found in the model" for one in changed for name in one if name not in modules
