@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
+
+from tests.support.engines import run_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,24 +52,12 @@ def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, 
         `preempted`, of the whole engine where it was asked for.
     """
     own = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "VLLM_USE_V2_MODEL_RUNNER": "0",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # prompts of more than one block; rotary positions
         "HF_HUB_OFFLINE": "1",
+        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # prompts of more than one block; rotary positions
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.dial_answers"],
-        input=json.dumps(jobs),
-        env={**os.environ, **own, **env},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
+    found: list[list[dict[str, Any]]] = run_json(
+        "tests.support.dial_answers", list(jobs), {**own, **env}, SECONDS
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 

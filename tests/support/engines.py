@@ -9,9 +9,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["IN_PROCESS", "answers", "run_script"]
+__all__ = ["IN_PROCESS", "answers", "run_json", "run_script"]
 
 SECONDS = 300
 
@@ -42,12 +43,14 @@ def run_script(script: str, folder: Path, *arguments: str, **env: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def answers(engines: list[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:
-    """Start engines, one after the other, and return what each answers to the same prompts.
+def run_json(module: str, given: Any, env: Mapping[str, str], seconds: float = SECONDS) -> Any:
+    """Run a module in a process of its own, with JSON in, and return the JSON of its last line.
 
     Args:
-        engines: For each the keywords of `vllm.LLM`.
-        env: Environment variables for them.
+        module: Of this package; engines run inside of its process.
+        given: What it gets on stdin.
+        env: Environment variables for it.
+        seconds: How long it may take.
     """
     own = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -55,14 +58,24 @@ def answers(engines: list[dict[str, Any]], **env: str) -> list[list[dict[str, An
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.answers"],
-        input=json.dumps(engines),
+        [sys.executable, "-m", module],
+        input=json.dumps(given),
         env={**os.environ, **own, **env},
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    found: list[list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def answers(engines: list[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:
+    """Start engines, one after the other, and return what each answers to the same prompts.
+
+    Args:
+        engines: For each the keywords of `vllm.LLM`.
+        env: Environment variables for them.
+    """
+    found: list[list[dict[str, Any]]] = run_json("tests.support.answers", engines, env)
     return found
