@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 ALPHAS = (-1.0, 0.0, 0.3)
+"""Of the requests of a batch."""
+FUSED = (-1.0, 0.3)
+"""Of the engines beside it; that 0 is the plain engine, `test_dial_requests` says."""
 PROMPTS = [
     [(7 * place + 11 * number) % 90 + 3 for place in range(8 + 13 * number)] for number in range(3)
 ]
@@ -50,7 +53,7 @@ def _recipe(kind: str, vector: Path) -> list[dict[str, Any]]:
 def replies(
     families: dict[str, Family], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[list[dict[str, Any]]]]:
-    """What a dial and three fused engines of each family answer."""
+    """What a dial and two fused engines of each family answer."""
     jobs = []
     folder = tmp_path_factory.mktemp("dialed")
     for kind in DIALED:
@@ -62,14 +65,14 @@ def replies(
         requests += [{"prompt": p, "alpha": ALONE} for p in PROMPTS]
         job = {"requests": requests, "alone": len(PROMPTS)}
         jobs.append({"engine": common | dial(vectors=vectors), **job})
-        for alpha in ALPHAS:
+        for alpha in FUSED:
             fused = {"vectors": vectors, "alpha": alpha}
             engine = common | {"load_format": "rvec", "model_loader_extra_config": fused}
             jobs.append(
                 {"engine": engine, "requests": [{"prompt": p, "alpha": None} for p in PROMPTS]}
             )
     found = iter(run_jobs(jobs))
-    return {kind: [next(found) for _ in range(1 + len(ALPHAS))] for kind in DIALED}
+    return {kind: [next(found) for _ in range(1 + len(FUSED))] for kind in DIALED}
 
 
 @pytest.mark.parametrize("kind", DIALED)
@@ -82,15 +85,17 @@ def test_a_dial_answers_as_engines_fused_at_each_alpha(
     """
     dialed, *fused = replies[kind]
     dialed = dialed[: -len(PROMPTS)]
-    for number in range(len(ALPHAS)):
-        for mine, theirs in zip(dialed[number :: len(ALPHAS)], fused[number], strict=True):
+    for alpha, expected in zip(FUSED, fused, strict=True):
+        found = dialed[ALPHAS.index(alpha) :: len(ALPHAS)]
+        for mine, theirs in zip(found, expected, strict=True):
             assert mine["tokens"] == theirs["tokens"]
             assert mine["logprobs"][0] == pytest.approx(theirs["logprobs"][0], abs=TOLERANCE)
     alone = replies[kind][0][-len(PROMPTS) :]
-    for mine, theirs in zip(alone, fused[ALPHAS.index(ALONE)], strict=True):
+    for mine, theirs in zip(alone, fused[FUSED.index(ALONE)], strict=True):
         assert mine["tokens"] == theirs["tokens"]
         assert mine["logprobs"][0] == pytest.approx(theirs["logprobs"][0], abs=TOLERANCE)
-    seen = {json.dumps([reply["logprobs"] for reply in one]) for one in fused}
+    several = [dialed[number :: len(ALPHAS)] for number in range(len(ALPHAS))]
+    seen = {json.dumps([reply["logprobs"] for reply in one]) for one in several}
     assert len(seen) == len(ALPHAS)
 
 
