@@ -17,7 +17,7 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.loader.formats import BASE_FORMATS, VLLM_KEYS, format_problem
 from vllm_rvec.vector.alpha import AlphaNumber
 from vllm_rvec.vector.compatibility.structure import Vocabulary
-from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Alphas, Dial, vector_names
+from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Alphas, Dial, VectorDtype, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LoaderConfig(BaseModel):
     """Of a dial: between which alphas requests may choose."""
     variants: dict[str, AlphaNumber | dict[str, AlphaNumber]] = {}
     """Of a dial: names of models, and the alpha of each, or one for each vector."""
-    vector_dtype: Literal["auto", "int8"] = "auto"
+    vector_dtype: VectorDtype = "auto"
     """Of a dial: how it keeps vectors. auto is the model's dtype; int8 takes half of bfloat16's
     memory, with one scale a row."""
     fuse_on: Literal["auto", "host", "device"] = "auto"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_rvec.router.openai_errors import RequestRefusedError
-from vllm_rvec.vector.alpha import alpha_text
+from vllm_rvec.vector.alpha import alpha_text, alphas_text
 from vllm_rvec.vector.dial import ALPHA_HEADER, AlphaRequestError
 
 if TYPE_CHECKING:
@@ -106,4 +106,4 @@ def _parsed(header: str) -> float | None:
 def _text(facts: VariantFacts) -> str:
     if isinstance(facts.alpha, float | int):
         return alpha_text(facts.alpha)
-    return ", ".join(f"{name}={alpha_text(alpha)}" for name, alpha in facts.alpha.items())
+    return alphas_text(facts.alpha)

@@ -27,7 +27,7 @@ from pydantic import (
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.vector.alpha import AlphaNumber, alpha_problem, alpha_text
 from vllm_rvec.vector.compatibility.structure import Vocabulary
-from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, vector_names
+from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, VectorDtype, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
 from vllm_rvec.vector.settings_file import beside, read_settings
@@ -176,7 +176,7 @@ class ServeConfig(BaseModel):
     alpha_range: Range | None = None
     """With a dial: between which alphas requests may choose, as `-1:2`, which is the default."""
 
-    vector_dtype: Literal["auto", "int8"] = "auto"
+    vector_dtype: VectorDtype = "auto"
     """With a dial: how the engine keeps the vectors; auto takes the target's own dtype."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"

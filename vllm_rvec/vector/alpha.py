@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
 
-__all__ = ["AlphaChange", "AlphaNumber", "alpha_problem", "alpha_text"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["AlphaChange", "AlphaNumber", "alpha_problem", "alpha_text", "alphas_text"]
 
 LARGEST_FLOAT32 = 3.4028234663852886e38
 SMALLEST_FLOAT32 = 1.1754943508222875e-38
@@ -37,6 +40,15 @@ def alpha_text(alpha: float) -> str:
     ['0.5', '1', '-1']
     """
     return repr(float(alpha)).removesuffix(".0")
+
+
+def alphas_text(alphas: Mapping[str, float]) -> str:
+    """Write alphas of several vectors, as headers have them.
+
+    >>> alphas_text({"reasoning": 0.5, "style": -1.0})
+    'reasoning=0.5, style=-1'
+    """
+    return ", ".join(f"{name}={alpha_text(alpha)}" for name, alpha in alphas.items())
 
 
 def _checked(alpha: float) -> float:

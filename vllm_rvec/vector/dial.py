@@ -18,11 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from vllm_rvec.checkpoint.remote import shown
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.vector.alpha import alpha_problem, alpha_text
+from vllm_rvec.vector.alpha import alpha_problem, alpha_text, alphas_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +37,7 @@ __all__ = [
     "AlphaRequestError",
     "Alphas",
     "Dial",
+    "VectorDtype",
     "vector_names",
 ]
 
@@ -91,6 +92,9 @@ class AlphaRange(NamedTuple):
 
 
 DEFAULT_RANGE: Final = AlphaRange(-1.0, 2.0)
+
+VectorDtype = Literal["auto", "int8"]
+"""How a dial keeps vectors: in the model's dtype, or as int8 with a scale a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +168,7 @@ class Dial:
         """
         if len(set(alphas)) == 1:
             return alpha_text(alphas[0])
-        named = zip(self.vectors, alphas, strict=True)
-        return ", ".join(f"{name}={alpha_text(alpha)}" for name, alpha in named)
+        return alphas_text(dict(zip(self.vectors, alphas, strict=True)))
 
     def plain(self, alphas: Alphas) -> float | dict[str, float]:
         """Write alphas as a body has them: one number where they are all the same.

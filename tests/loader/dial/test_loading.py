@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.loader.dial.admission import AlphaAdmission
 from vllm_rvec.loader.dial.installing import install
 from vllm_rvec.loader.dial.layers import Batch
 from vllm_rvec.loader.dial.loading import refuse_undialable
@@ -50,9 +51,10 @@ def config(**changed: Any) -> Any:
     )
 
 
-def test_an_engine_with_all_parts_may_go_on() -> None:
-    """Nothing is missing, nothing is in the way."""
-    refuse_undialable(config())
+@pytest.mark.parametrize("processor", [ADMISSION, AlphaAdmission])
+def test_an_engine_with_all_parts_may_go_on(processor: object) -> None:
+    """Nothing is missing, nothing is in the way; in Python the class itself will do."""
+    refuse_undialable(config(processors=[processor]))
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_every_row_gets_its_own_alpha_and_the_others_keep_their_bits(
 def test_a_batch_at_alpha_zero_has_no_turn() -> None:
     """Nothing of v is computed for it."""
     turns = Turns(np.zeros((4, 2), np.float32), CPU)
-    assert turns.is_off
+    assert turns.any is None
     assert turns.of_vector == (None, None)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.nn import functional
 
+from vllm_rvec.vector.encodings.int8 import round_rows
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -17,7 +19,6 @@ FEW_ROWS = 16
 """Up to so many, a product reads int8 as it is; for more, rows are decoded once for all of them."""
 STEP_ROWS = 4096
 """Rows of a matrix that are decoded at a time."""
-INT8_TOP = 127
 
 
 class HeldMatrix(Protocol):
@@ -94,18 +95,13 @@ class Int8Matrix:
         lost = kept = 0.0
         for at in range(0, out, STEP_ROWS):
             part = matrix[at : at + STEP_ROWS].float()
-            scales = part.abs().amax(dim=1).div_(INT8_TOP)
-            codes = torch.round(part / torch.where(scales > 0, scales, 1.0).unsqueeze(1))
+            codes, scales = round_rows(part)
             self.codes[at : at + STEP_ROWS] = codes.to(torch.int8)
             self.scales[at : at + STEP_ROWS] = scales
             lost += float((codes * scales.unsqueeze(1) - part).square().sum(dtype=torch.float64))
             kept += float(part.square().sum(dtype=torch.float64))
-        self.squared_loss, self.squared_norm = lost, kept
-
-    @property
-    def relative_error(self) -> float:
+        self.relative_error = math.sqrt(lost / kept) if kept else 0.0
         """Frobenius norm of what was lost, over that of v."""
-        return math.sqrt(self.squared_loss / self.squared_norm) if self.squared_norm else 0.0
 
     def times(self, x: torch.Tensor) -> torch.Tensor:
         """V x: [n, in] -> [n, out], in the dtype of x."""

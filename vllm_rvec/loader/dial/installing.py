@@ -7,7 +7,7 @@ packed and sliced it as they do theta. Its layers go on as holders of v; the res
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -38,14 +38,13 @@ if TYPE_CHECKING:
 
     from vllm_rvec.loader.dial.held import HeldMatrix
     from vllm_rvec.loader.dial.layers import Batch
+    from vllm_rvec.vector.dial import VectorDtype
 
-__all__ = ["Installed", "VectorDtype", "install"]
+__all__ = ["Installed", "install"]
 
-VectorDtype = Literal["auto", "int8"]
 WAY_OUT = (
     "use --mode fused (without vllm-rvec serve: leave the key `mode` out): one engine per alpha"
 )
-SHOWN = 8
 GLANCE = 4096
 """Elements that tell most tensors from zeros."""
 
@@ -73,6 +72,22 @@ class Installed:
             return ""
         name = max(self.relative_errors, key=self.relative_errors.__getitem__)
         return f"at most {self.relative_errors[name]:.2%} ({name})"
+
+
+class _Part(NamedTuple):
+    """What one vector has for a module."""
+
+    layer: Any
+    """The same module of its shadow."""
+    changed: set[str]
+    """Names of its parameters that are not zero."""
+
+    def vector(self, key: str) -> torch.Tensor | None:
+        """One of these; None where it is zero."""
+        if key not in self.changed:
+            return None
+        found: torch.Tensor = getattr(self.layer, key)
+        return found.detach()
 
 
 def install(
@@ -109,7 +124,7 @@ def install(
     if problems:
         raise ConfigError(
             f"{len(problems)} parameters that the vector changes can't be applied for each request",
-            problems=[*sorted(problems)[:SHOWN], *_more(problems)],
+            problems=sorted(problems),
             why="a dial adds alpha (v x) to linear layers, embeddings, norms and the output head",
             fix=WAY_OUT,
         )
@@ -117,15 +132,11 @@ def install(
     held = 0
     for name in names:
         parts = [
-            s.get_submodule(name) if name in one else None
-            for s, one in zip(shadows, changed, strict=True)
+            _Part(shadow.get_submodule(name), one.get(name, set()))
+            for shadow, one in zip(shadows, changed, strict=True)
         ]
         held += _install_one((name, modules[name]), parts, batch, dtype, errors)
     return Installed(tuple(names), held, errors)
-
-
-def _more(problems: Sequence[str]) -> list[str]:
-    return [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
 
 
 def _changed(shadow: nn.Module) -> dict[str, set[str]]:
@@ -171,19 +182,19 @@ def _problem(module: nn.Module, key: str, vector: torch.Tensor) -> str:
 
 def _install_one(
     named: tuple[str, Any],
-    parts: Sequence[Any],
+    parts: Sequence[_Part],
     batch: Batch,
     dtype: VectorDtype,
     errors: dict[str, float],
 ) -> int:
     """Put vectors' parts beside one module; say how many bytes they take."""
     name, module = named
-    biases = [_bias(part) for part in parts]
     if isinstance(module, NORMS):
         dialed = DialedNorm(name, batch, module, *_norm_vectors(module, parts))
         hook_norm(module, dialed)
         return sum(v.nbytes for v in (dialed.weights, dialed.biases) if v is not None)
     matrices = [_hold(name, part, dtype, errors) for part in parts]
+    biases = [None if (b := part.vector("bias")) is None else b.float() for part in parts]
     matrix = DialedMatrix(name, batch, [m for m, _ in matrices], biases)
     if isinstance(module, nn.Linear):
         hook_linear(module, matrix)
@@ -197,37 +208,29 @@ def _install_one(
     return sum(size for _, size in matrices) + sum(b.nbytes for b in biases if b is not None)
 
 
-def _bias(part: Any) -> torch.Tensor | None:
-    bias = getattr(part, "bias", None)
-    return None if bias is None or is_zero(bias) else bias.detach().float()
+def _norm_vectors(norm: Any, parts: Sequence[_Part]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    biases = None if getattr(norm, "bias", None) is None else _stacked(norm.bias, "bias", parts)
+    return _stacked(norm.weight, "weight", parts), biases
 
 
-def _norm_vectors(norm: Any, parts: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    weights = [_of_norm(part, "weight", norm.weight) for part in parts]
-    bias = getattr(norm, "bias", None)
-    biases = None if bias is None else torch.stack([_of_norm(p, "bias", bias) for p in parts])
-    return torch.stack(weights), biases
-
-
-def _of_norm(part: Any, key: str, like: torch.Tensor) -> torch.Tensor:
-    if part is None:
-        return torch.zeros_like(like, dtype=torch.float32)
-    vector: torch.Tensor = getattr(part, key).detach().float()
-    return vector
+def _stacked(like: torch.Tensor, key: str, parts: Sequence[_Part]) -> torch.Tensor:
+    """float32 [vectors, d], zeros where a vector leaves it as it is."""
+    zeros = torch.zeros_like(like, dtype=torch.float32)
+    found = [part.vector(key) for part in parts]
+    return torch.stack([zeros if vector is None else vector.float() for vector in found])
 
 
 def _hold(
-    name: str, part: Any, dtype: VectorDtype, errors: dict[str, float]
+    name: str, part: _Part, dtype: VectorDtype, errors: dict[str, float]
 ) -> tuple[HeldMatrix | None, int]:
     """Hold one vector's matrix; also say how many bytes that takes."""
-    if part is None or is_zero(part.weight):
+    if (weight := part.vector("weight")) is None:
         return None, 0
-    weight = part.weight.detach()
     if dtype == "int8":
         coded = Int8Matrix(weight)
         errors[name] = max(errors.get(name, 0.0), coded.relative_error)
         return coded, coded.codes.nbytes + coded.scales.nbytes
-    if isinstance(part, TORCH_MATRICES):
+    if isinstance(part.layer, TORCH_MATRICES):
         return PlainMatrix(weight), weight.nbytes
-    is_packed = isinstance(part, LinearBase | ParallelLMHead)
-    return LayerMatrix(part, is_packed=is_packed), weight.nbytes
+    is_packed = isinstance(part.layer, LinearBase | ParallelLMHead)
+    return LayerMatrix(part.layer, is_packed=is_packed), weight.nbytes

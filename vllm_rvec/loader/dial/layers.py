@@ -63,6 +63,22 @@ class Batch:
     """While the model is rehearsed: modules that took part, and with how many rows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One module's work in a step of which some rows have an alpha."""
+
+    out: torch.Tensor
+    """[rows, ...], changed in place."""
+    x: torch.Tensor
+    """What went in, [rows, ...]."""
+    some: Turn
+    """Rows at which any vector has an alpha."""
+    each: tuple[Turn | None, ...]
+    """The same for each vector."""
+    kind: str
+    """As for `Dialed.turn`."""
+
+
 class Dialed:
     """v's part of one module.
 
@@ -112,25 +128,10 @@ class Dialed:
             raise RuntimeError(msg)
         # A batch that was padded has rows without a request at its end.
         length = rows if turns.length is None else turns.length
-        self.add(out[:length], x[:length], turns.any, turns.of_vector, kind)
+        self.add(Step(out[:length], x[:length], turns.any, turns.of_vector, kind))
 
-    def add(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        some: Turn,
-        each: tuple[Turn | None, ...],
-        kind: str,
-    ) -> None:
-        """Add v's part.
-
-        Args:
-            out: [rows, ...], changed in place.
-            x: What went in, [rows, ...].
-            some: Rows at which any vector has an alpha.
-            each: The same for each vector.
-            kind: As for `turn`.
-        """
+    def add(self, step: Step) -> None:
+        """Add v's part."""
         raise NotImplementedError
 
 
@@ -177,32 +178,26 @@ class DialedMatrix(Dialed):
         super().__init__(name, batch)
         self.matrices, self.biases = tuple(matrices), tuple(biases)
 
-    def add(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        some: Turn,
-        each: tuple[Turn | None, ...],
-        kind: str,
-    ) -> None:
+    def add(self, step: Step) -> None:
         """Add alpha (v x + the bias of v), or rows of alpha v, to rows of `out`."""
-        if kind == EMBEDDING:
-            self._add_rows(out, x, some)
+        if step.kind == EMBEDDING:
+            self._add_rows(step)
             return
-        for matrix, bias, turn in zip(self.matrices, self.biases, each, strict=True):
-            part = None
-            if turn is not None:
-                part = _part(matrix, bias if kind in WITH_BIAS else None, turn.pick(x))
-            if turn is not None and part is not None:
-                turn.add(out, part)
+        for matrix, bias, turn in zip(self.matrices, self.biases, step.each, strict=True):
+            if turn is None:
+                continue
+            part = _part(matrix, bias if step.kind in WITH_BIAS else None, turn.pick(step.x))
+            if part is not None:
+                turn.add(step.out, part)
 
-    def _add_rows(self, out: torch.Tensor, ids: torch.Tensor, some: Turn) -> None:
+    def _add_rows(self, step: Step) -> None:
         """Add rows of v by the formula of `arithmetic`: for one vector the bits of a fused one."""
-        ids, total = some.pick(ids), some.pick(out).float()
+        some = step.some
+        ids, total = some.pick(step.x), some.pick(step.out).float()
         for k, matrix in enumerate(self.matrices):
             if matrix is not None:
                 total = total + matrix.rows(ids) * some.alphas[:, k : k + 1]
-        some.put(out, total)
+        some.put(step.out, total)
 
 
 def _part(
@@ -222,6 +217,9 @@ class DialedMethod(QuantizeMethodBase):  # type: ignore[misc]  # vLLM is untyped
         base: The module's own; theta may be quantized.
         dialed: v's part.
     """
+
+    kinds = (LINEAR, LINEAR_BIAS)
+    """Of a product without bias, and with one."""
 
     def __init__(self, base: Any, dialed: DialedMatrix) -> None:
         self.base, self.dialed = base, dialed
@@ -246,8 +244,7 @@ class DialedMethod(QuantizeMethodBase):  # type: ignore[misc]  # vLLM is untyped
     ) -> torch.Tensor:
         """(theta + alpha v) x, and the biases."""
         out: torch.Tensor = self.base.apply(layer, x, bias)
-        kind = LINEAR if bias is None else LINEAR_BIAS
-        self.dialed.turn(out, x, kind)
+        self.dialed.turn(out, x, self.kinds[bias is not None])
         return out
 
     def embedding(self, layer: nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -260,13 +257,7 @@ class DialedMethod(QuantizeMethodBase):  # type: ignore[misc]  # vLLM is untyped
 class DialedHead(DialedMethod):
     """The same for what makes logits: its rows are those that are sampled."""
 
-    def apply(
-        self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Logits of theta + alpha v."""
-        out: torch.Tensor = self.base.apply(layer, x, bias)
-        self.dialed.turn(out, x, HEAD if bias is None else HEAD_BIAS)
-        return out
+    kinds = (HEAD, HEAD_BIAS)
 
 
 class DialedNorm(Dialed):
@@ -296,23 +287,16 @@ class DialedNorm(Dialed):
         self._epsilon: float = norm.eps if self._is_centred else norm.variance_epsilon
         self._variance_size: int | None = getattr(norm, "variance_size_override", None)
 
-    def add(
-        self,
-        out: torch.Tensor,
-        x: torch.Tensor,
-        some: Turn,
-        each: tuple[Turn | None, ...],
-        kind: str,
-    ) -> None:
+    def add(self, step: Step) -> None:
         """Put norm(x) (w + alpha v) in the place of norm(x) w: `x` is what was normalized."""
-        del each, kind
-        rows = self._normalized(some.pick(x).float())
+        some = step.some
+        rows = self._normalized(some.pick(step.x).float())
         theta: torch.Tensor = self._norm.weight.float() + self._offset
         result = rows * _per_row(theta, self.weights, some.alphas, rows)
         if self.biases is not None:
             bias: torch.Tensor = self._norm.bias.float()
             result = result + _per_row(bias, self.biases, some.alphas, rows)
-        some.put(out, result)
+        some.put(step.out, result)
 
     def _normalized(self, x: torch.Tensor) -> torch.Tensor:
         if self._is_centred:

@@ -21,7 +21,7 @@ from vllm_rvec.loader.placement import Placer
 from vllm_rvec.vector.stored import Team
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import nn
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["make_dial", "refuse_undialable"]
 
 logger = logging.getLogger("vllm.rvec")
-
-SHOWN_LOST = 8
 
 
 def refuse_undialable(vllm_config: VllmConfig) -> None:
@@ -81,7 +79,7 @@ def _in_the_way(config: VllmConfig) -> Iterator[str]:
 
 
 def _path(given: type) -> str:
-    return f"{given.__module__}.{given.__qualname__}"
+    return f"{given.__module__}:{given.__qualname__}"
 
 
 def make_dial(
@@ -111,9 +109,9 @@ def make_dial(
     shadows = []
     for addend in stream.addends:
         shadow = create_shadow(vllm_config, model_config)
-        early: dict[str, str] = {}
-        fill_shadow(shadow, vector_stream(addend, stream.shapes, model_config.dtype, early), early)
-        _refuse_left_out(addend, stream.shapes, is_forced=config.force)
+        weights = VectorStream(addend, stream.shapes, model_config.dtype)
+        fill_shadow(shadow, weights)
+        _judge_left_out(weights.left_out(), is_forced=config.force)
         shadows.append(shadow)
     device = next(model.parameters()).device
     off = Turns.all_at([0.0] * len(shadows), device)
@@ -136,77 +134,73 @@ def make_dial(
     return batch
 
 
-def vector_stream(
-    addend: Addend,
-    shapes: Mapping[str, tuple[int, ...]],
-    dtype: torch.dtype,
-    computed_early: dict[str, str],
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Stream a vector as if it were a checkpoint: 0 + alpha v, in the recipe's alphas.
+class VectorStream:
+    """A vector as if it were a checkpoint: 0 + alpha v, in the recipe's alphas. Read once.
 
     Args:
         addend: The vector.
-        shapes: Of the target's tensors.
+        shapes: Of the target's tensors, by the checkpoint's names.
         dtype: The model's.
-        computed_early: Gets the tensors that a weight loader wanted computed, and the operation.
-
-    Yields:
-        (checkpoint name, tensor), of what the vector changes.
     """
-    team = Team()
-    placer = Placer(team, "host")
-    room = torch.zeros(0, dtype=dtype)
-    for name, shape in _all_shapes(addend, shapes):
-        if (term := addend.term(name, shape)) is None:
-            continue
-        ledger, elements = FuseLedger(), math.prod(shape)
-        if len(room) < elements:
-            room = torch.zeros(elements, dtype=dtype)  # one for all: only read
-        zeros = room[:elements].view(shape)
-        yield name, FusedTensor(zeros, Fusion((term,), 0, dtype, ledger, team, placer))
-        if ledger.materialized:
-            computed_early[name] = ", ".join(ledger.materialized)
-    placer.finish()
-    addend.reader.check_unchanged()
+
+    def __init__(
+        self, addend: Addend, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype
+    ) -> None:
+        self._addend, self._shapes, self._dtype = addend, shapes, dtype
+        self.computed_early: dict[str, str] = {}
+        """Tensors that a weight loader wanted computed, and the operation that asked."""
+        self._given: set[str | None] = set()
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (checkpoint name, tensor), of what the vector changes."""
+        addend, dtype, team = self._addend, self._dtype, Team()
+        placer = Placer(team, "host")
+        room = torch.zeros(0, dtype=dtype)
+        for name, shape in self._all_shapes():
+            if (term := addend.term(name, shape)) is None:
+                continue
+            ledger, elements = FuseLedger(), math.prod(shape)
+            if len(room) < elements:
+                room = torch.zeros(elements, dtype=dtype)  # one for all: only read
+            zeros = room[:elements].view(shape)
+            yield name, FusedTensor(zeros, Fusion((term,), 0, dtype, ledger, team, placer))
+            self._given.add(addend.pairing.part_for(name))
+            if ledger.materialized:
+                self.computed_early[name] = ", ".join(ledger.materialized)
+        placer.finish()
+        addend.reader.check_unchanged()
+
+    def left_out(self) -> list[str]:
+        """Name what the vector changes and the stream did not have, once it was read.
+
+        Only of a quantized target, whose names and shapes can't be compared before, is there any.
+        """
+        addend = self._addend
+        entries = addend.reader.manifest.tensors
+        return sorted(
+            part
+            for part, alpha in addend.alphas.items()
+            if alpha and part not in self._given and entries[part].encoding != "zero"
+            if not addend.pairing.is_skipped(part)
+        )
+
+    def _all_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The target's tensors, and those of the vector that a quantized one stores otherwise."""
+        yield from self._shapes.items()
+        covered = {self._addend.pairing.part_for(name) for name in self._shapes}
+        for part, entry in self._addend.reader.manifest.tensors.items():
+            if part not in covered:
+                yield part, entry.shape
 
 
-def _refuse_left_out(
-    addend: Addend, shapes: Mapping[str, tuple[int, ...]], *, is_forced: bool
-) -> None:
-    """Refuse what the check let through and the stream did not: parts that don't fit a target.
-
-    Only of a quantized target, whose names and shapes can't be compared before.
-    """
-    given = {
-        addend.pairing.part_for(name)
-        for name, shape in _all_shapes(addend, shapes)
-        if addend.term(name, shape) is not None
-    }
-    entries = addend.reader.manifest.tensors
-    lost = sorted(
-        part
-        for part, alpha in addend.alphas.items()
-        if alpha and part not in given and entries[part].encoding != "zero"
-        if not addend.pairing.is_skipped(part)
-    )
+def _judge_left_out(lost: list[str], *, is_forced: bool) -> None:
     if not lost:
         return
     error = ConfigError(
         f"{len(lost)} tensors of the vector don't fit the target",
-        problems=lost[:SHOWN_LOST],
+        problems=lost,
         fix="check that vector and target belong together; with `force` they are left out",
     )
     if not is_forced:
         raise error
     logger.warning("Forced: %s", error)
-
-
-def _all_shapes(
-    addend: Addend, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterable[tuple[str, tuple[int, ...]]]:
-    """The target's tensors, and those of the vector that a quantized target stores otherwise."""
-    yield from shapes.items()
-    covered = {addend.pairing.part_for(name) for name in shapes}
-    for part, entry in addend.reader.manifest.tensors.items():
-        if part not in covered:
-            yield part, entry.shape

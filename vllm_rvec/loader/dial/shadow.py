@@ -19,10 +19,9 @@ from vllm_rvec.loader.vllm_api import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from torch import nn
 
+    from vllm_rvec.loader.dial.loading import VectorStream
     from vllm_rvec.loader.vllm_api import ModelConfig, VllmConfig
 
 __all__ = ["create_shadow", "fill_shadow"]
@@ -50,22 +49,19 @@ def create_shadow(vllm_config: VllmConfig, model_config: ModelConfig) -> nn.Modu
     return model
 
 
-def fill_shadow(
-    shadow: nn.Module, weights: Iterable[tuple[str, torch.Tensor]], computed_early: dict[str, str]
-) -> None:
+def fill_shadow(shadow: nn.Module, weights: VectorStream) -> None:
     """Load v, by the weight loaders of the model's class.
 
     Args:
         shadow: From `create_shadow`.
         weights: v by the checkpoint's names.
-        computed_early: Filled while `weights` is read: tensors that a weight loader did something
-            with that is not known to commute with sums, and what.
 
     Raises:
-        ConfigError: There are such tensors.
+        ConfigError: v does not fit, or a weight loader did something with a tensor that is not
+            known to commute with sums.
     """
     try:
-        shadow.load_weights(weights)  # type: ignore[operator]  # vLLM's models have it
+        shadow.load_weights(iter(weights))  # type: ignore[operator]  # vLLM's models have it
     except (AssertionError, KeyError, ValueError) as exc:
         # Only where the check could not compare names: the target stores them as codes.
         raise ConfigError(
@@ -73,11 +69,11 @@ def fill_shadow(
             why=f"{type(exc).__name__}: {exc}",
             fix="check that vector and target belong together: vllm-rvec check",
         ) from exc
-    if not computed_early:
+    if not (early := weights.computed_early):
         return
     raise ConfigError(
-        f"{len(computed_early)} tensors are changed on their way into {type(shadow).__name__}",
-        problems=[f"{name}: {what}" for name, what in list(computed_early.items())[:8]],
+        f"{len(early)} tensors are changed on their way into {type(shadow).__name__}",
+        problems=[f"{name}: {what}" for name, what in early.items()],
         why="what becomes of theta + alpha v is then not known to be what becomes of theta plus "
         "alpha times what becomes of v",
         fix="use --mode fused",

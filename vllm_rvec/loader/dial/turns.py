@@ -109,11 +109,6 @@ class Turns:
         )
         return turns
 
-    @property
-    def is_off(self) -> bool:
-        """Whether every row is the target's own."""
-        return self.any is None
-
 
 def _turn(alphas: np.ndarray, vectors: Sequence[int], device: torch.device) -> Turn | None:
     chosen = alphas[:, list(vectors)]

@@ -22,7 +22,6 @@ logger = logging.getLogger("vllm.rvec")
 
 REHEARSED_TOKENS = 5
 """Not the number of anything else in a model."""
-SHOWN = 8
 
 
 class DialModelRunner(DialRunner, PlatformRunner):  # type: ignore[misc]  # vLLM is untyped here
@@ -55,16 +54,15 @@ class DialWorker(PlatformWorker):  # type: ignore[misc]  # as above
         self.model_runner.__class__ = DialModelRunner
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Load, and see each module that has v take part once."""
+        """Load, and have the runner tell the modules what each step has."""
         super().load_model(*args, **kwargs)
         runner: Any = self.model_runner
         batch: Batch = runner.get_model().rvec_batch
         config, _ = LoaderConfig.split(self.vllm_config.load_config.model_loader_extra_config)
-        vectors = len(config.dial.vectors)
         runner.rvec_attach(batch, config.dial, config.default_alphas)
         if runner.device.type == "cuda":
             batch.static_alphas = torch.zeros(
-                (runner.max_num_tokens, vectors), dtype=torch.float32, device=runner.device
+                (runner.max_num_tokens, batch.vectors), dtype=torch.float32, device=runner.device
             )
 
     def determine_available_memory(self) -> int:
@@ -104,10 +102,9 @@ def refuse_idle_modules(called: dict[str, set[int]], model: torch.nn.Module) -> 
         if not rows <= fit or min(rows) < REHEARSED_TOKENS
     ]
     if problems:
-        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
             "the vector changes modules that this model does not run token by token",
-            problems=[*sorted(problems)[:SHOWN], *more],
+            problems=sorted(problems),
             why="their part at a request's alpha would be lost",
             fix="use --mode fused",
         )

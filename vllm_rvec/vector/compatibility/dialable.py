@@ -26,8 +26,6 @@ DIALABLE: Final = frozenset(
 UNDIALABLE_KINDS: Final = frozenset({"experts", "router"})
 """Of a mixture: its kernels take all experts' weights at once."""
 
-WAY_OUT: Final = "use --mode fused"
-
 
 def dial_problem(config: Mapping[str, object], changed: Iterable[str]) -> str:
     """Say why a dial engine can't serve a target with a vector; empty if nothing speaks against it.

@@ -14,7 +14,7 @@ from vllm_rvec.vector.layout import INT8, SCALE
 if TYPE_CHECKING:
     from vllm_rvec.vector.encodings.source import Source
 
-__all__ = ["encode_int8"]
+__all__ = ["encode_int8", "round_rows"]
 
 
 def encode_int8(source: Source) -> Encoded:
@@ -22,16 +22,29 @@ def encode_int8(source: Source) -> Encoded:
     scales, rounded = [], torch.empty(source.shape, dtype=torch.int8)
     squared_norm = squared_error = 0.0
     for out, block in zip(row_blocks(rounded), source.blocks(), strict=True):
-        scale = _row_scales(block)
-        # A row of zeros has a scale of zero.
-        factor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
-        out.copy_((block / factor).round_().clamp_(-127, 127))
+        codes, scale = round_rows(block)
+        out.copy_(codes)
         back = out.float() * scale.unsqueeze(1)
         squared_norm += norm_of(back) ** 2
         squared_error += norm_of(block - back) ** 2
         scales.append(scale)
     parts = in_memory(SCALE, torch.cat(scales)), in_memory(INT8, rounded)
     return Encoded("int8", "F32", parts, squared_norm=squared_norm, squared_error=squared_error)
+
+
+def round_rows(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round rows to 255 steps of their largest elements.
+
+    Args:
+        block: float32 [rows, columns].
+
+    Returns:
+        Whole numbers from -127 to 127, still float32 [rows, columns], and float32 scales [rows].
+    """
+    scale = _row_scales(block)
+    # A row of zeros has a scale of zero.
+    factor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
+    return (block / factor).round_().clamp_(-127, 127), scale
 
 
 def _row_scales(block: torch.Tensor) -> torch.Tensor:
