@@ -164,6 +164,39 @@ def test_every_endpoint_understands_names(
     assert message.headers["x-rvec-alpha"] == "0.5"
 
 
+def test_every_endpoint_streams_the_variants_answer(
+    asker: openai.OpenAI, server: str, expected: dict[str, str]
+) -> None:
+    """Completions, responses and messages; each event that names a model names the variant."""
+    whole = asker.completions.create(model="halves", prompt="Add 7", temperature=0, max_tokens=8)
+    pieces = list(
+        asker.completions.create(
+            model="halves", prompt="Add 7", temperature=0, max_tokens=8, stream=True
+        )
+    )
+    assert "".join(p.choices[0].text for p in pieces if p.choices) == whole.choices[0].text
+    assert {piece.model for piece in pieces} == {"halves"}
+    events = list(
+        asker.responses.create(
+            model="halves", input=QUESTION, temperature=0, max_output_tokens=60, stream=True
+        )
+    )
+    said = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert said == expected["enhanced@1"]
+    assert {e.response.model for e in events if e.type == "response.completed"} == {"halves"}
+    body = {"model": "halves", "messages": MESSAGES, "max_tokens": 60, "temperature": 0}
+    headers = {"Authorization": f"Bearer {SERVER_KEY}"}
+    with httpx.stream(
+        "POST", f"{server}/messages", json=body | {"stream": True}, headers=headers, timeout=60
+    ) as reply:
+        assert reply.headers["x-rvec-alpha"] == "0.5"
+        lines = [line.removeprefix("data: ") for line in reply.iter_lines() if "{" in line]
+    found = [json.loads(line) for line in lines]
+    assert found[0]["message"]["model"] == "halves"
+    deltas = [e["delta"].get("text", "") for e in found if e["type"] == "content_block_delta"]
+    assert "".join(deltas) == expected["enhanced@1"]
+
+
 def test_structured_output_is_the_variants_own(asker: openai.OpenAI) -> None:
     """Guided decoding masks the logits of the sum."""
     schema = {"type": "object", "properties": {"n": {"enum": [7, 43, 55]}}, "required": ["n"]}
