@@ -1,4 +1,3 @@
-# ruff: noqa: T201 - what it prints is what the tests read
 """A stand-in for vLLM: a process that answers /health and has children, to be hurt in tests.
 
     python stand_in.py [--fail TEXT] [--late SECONDS] [--stubborn] [--flood] [--alpha HOW] ...
@@ -28,9 +27,17 @@ if len(sys.argv) > 2:
     subprocess.Popen([*sys.orig_argv[:-1]])
     if sys.argv[2] == "own-session":
         os.setsid()
-print("pid", os.getpid(), flush=True)
+os.write(1, f"pid {os.getpid()}\\n".encode())
 time.sleep(600)
 """
+
+
+def say(line: str) -> None:
+    """Print a line in one write: `print` makes several where Python's output is unbuffered.
+
+    The children print into the same pipe, and half a line of theirs would stand in this one.
+    """
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer 200."""
         if self.path == "/slow":
-            print("slow request begins", flush=True)
+            say("slow request begins")
             time.sleep(1)
         self.send_response(200)
         self.send_header("Content-Length", "2")
@@ -53,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         wish = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.headers["Authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"
         if self.path != "/v1/rvec/alpha" or self.how == "hang":
-            print("changing", flush=True)
+            say("changing")
             time.sleep(600)
         status = {"refuse": 409, "break": 500}.get(self.how, 200)
         done = {"old_alpha": 1.0, "alpha": wish["alpha"], "drain_seconds": 0.0}
@@ -84,13 +91,13 @@ def main() -> None:
     parser.add_argument("--model-loader-extra-config", default="{}", help="printed, as all of it")
     options = parser.parse_args()
     Handler.how = options.alpha
-    print("options", options.model_loader_extra_config, flush=True)
-    print("pid", os.getpid(), flush=True)
+    say(f"options {options.model_loader_extra_config}")
+    say(f"pid {os.getpid()}")
     if options.child != "none":
         # The words after -c: a number that marks the process, then what to do.
         subprocess.Popen([sys.executable, "-c", CHILD, str(options.port), options.child])
     if options.fail and (options.fail_if is None or Path(options.fail_if).exists()):
-        print(options.fail, file=sys.stderr, flush=True)
+        print(options.fail, file=sys.stderr, flush=True)  # noqa: T201
         sys.exit(3)
     if options.flood:
         sys.stdout.buffer.write(
@@ -104,10 +111,10 @@ def main() -> None:
     server.daemon_threads = False  # server_close() then waits for requests in flight
     if not options.stubborn:
         signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
-    print("key is", os.environ.get("VLLM_API_KEY", "none"), flush=True)
+    say(f"key is {os.environ.get('VLLM_API_KEY', 'none')}")
     server.serve_forever()
     server.server_close()
-    print("drained", flush=True)
+    say("drained")
 
 
 if __name__ == "__main__":
