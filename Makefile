@@ -10,7 +10,7 @@ MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
 .PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit parity demo-train \
-	lock clean
+	bench-router lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -60,6 +60,14 @@ mergekit: .venv-mergekit/.made ## Make mergekit's own environment, to compare wi
 		|| .venv-mergekit/bin/pip install --disable-pip-version-check --quiet -r <(grep '^torch==' requirements/mergekit.txt)
 	@touch $@
 
+ROUTERS := .venv-vllm-router/.made .venv-litellm/.made
+
+$(ROUTERS): .venv-%/.made: requirements/%.txt
+	$(PYTHON) -m venv .venv-$*
+	@echo '*' > .venv-$*/.gitignore
+	.venv-$*/bin/pip install --disable-pip-version-check --quiet --no-deps --only-binary :all: -r requirements/$*.txt
+	@touch $@
+
 parity: setup $(MERGEKIT_MADE) ## Our merge beside mergekit's, bit by bit
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m pytest tests/parity -rP --show-capture=stdout
 
@@ -76,6 +84,11 @@ bench-gpu: ## Adding on the host or on the device, with the torch of PYTHON
 bench-dial: setup ## A dial beside N fused engines and a plain one
 	$(BIN)/python -m benchmarks.dial $(BENCH)
 
+bench-router: setup ## Our router beside vllm-router, LiteLLM and none
+	@# What can't be installed is left out, and the benchmark says so.
+	-@$(MAKE) --no-print-directory --keep-going $(ROUTERS)
+	$(BIN)/python -m benchmarks.router $(BENCH)
+
 bench-paper: setup ## What 7B, 70B and 405B would take, on paper
 	$(BIN)/python -m benchmarks.on_paper $(BENCH)
 
@@ -89,4 +102,4 @@ lock: setup ## Resolve requirements/cpu.txt again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again
-	rm -rf .venv .venv-mergekit .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-mergekit .venv-vllm-router .venv-litellm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

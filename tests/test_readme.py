@@ -19,7 +19,10 @@ from vllm_rvec.vector.recipe import RecipeVector
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS_README = (ROOT / "vllm_rvec" / "vector" / "README.md").read_text()
+ROUTER_README = (ROOT / "vllm_rvec" / "router" / "README.md").read_text()
+ROUTER_COMMANDS = {"route", "check-config", "new-key", "results"}
 DOCUMENTS = [
+    ROOT / "vllm_rvec" / "router" / "README.md",
     ROOT / "README.md",
     ROOT / "vllm_rvec" / "vector" / "README.md",
     ROOT / "benchmarks" / "README.md",
@@ -55,7 +58,8 @@ def section(text: str, command: str) -> str:
 @pytest.mark.parametrize("command", ["serve", *COMMANDS])
 def test_every_flag_is_documented(command: str) -> None:
     """What `--help` offers, the command's own section explains."""
-    text = section(README if command == "serve" else COMMANDS_README, command)
+    home = README if command == "serve" else COMMANDS_README
+    text = section(ROUTER_README if command in ROUTER_COMMANDS else home, command)
     assert not {flag for flag in help_flags(command) if flag not in text}
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tests.support.checkpoints import make_checkpoint, tensors
 from tests.support.variations import resized
 from vllm_rvec.cli.serve import _Server
+from vllm_rvec.router import Routing
 from vllm_rvec.serve import EngineConsole, EngineState, choose_mode, load_config, plan_engines
 from vllm_rvec.vector import VectorReader
 
@@ -281,7 +282,14 @@ def server(mode: Literal["fused", "dial"], listener: socket.socket) -> _Server:
     settings = load_config(None, {"model": "m", "vector": "a/v", "mode": mode})
     choice = choose_mode(settings)
     specs = plan_engines(settings, mode=choice.mode, environ={})
-    made = _Server(settings, choice, specs, listener, EngineConsole(Console(quiet=True)))
+    made = _Server(
+        settings,
+        choice,
+        Routing(),
+        specs,
+        listener=listener,
+        console=EngineConsole(Console(quiet=True)),
+    )
     for spec in specs:
         made._on_state(spec, EngineState.READY, "", Answering())  # type: ignore[arg-type]
     return made

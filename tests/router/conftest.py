@@ -19,6 +19,9 @@ import pytest
 from aiohttp import web
 
 from vllm_rvec.router import (
+    Admin,
+    Routing,
+    Services,
     Upstream,
     VariantTable,
     bind_socket,
@@ -202,11 +205,19 @@ async def variants(engine: StandInEngine) -> VariantTable:
 async def start_router(resources: AsyncExitStack) -> StartRouter:
     """Start a router in front of a table; gives its address without a slash at the end."""
 
-    async def start(variants: VariantTable, *, api_key: str | None = None) -> str:
+    async def start(
+        variants: VariantTable,
+        *,
+        api_key: str | None = None,
+        routing: Routing | None = None,
+        admin: Admin | None = None,
+        is_watching: bool = False,
+    ) -> str:
         listener = bind_socket("127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         client = await resources.enter_async_context(create_client())
-        app = create_app(variants, client, api_key=api_key)
+        services = Services.make(variants, client, routing, shared_key=api_key)
+        app = create_app(services, admin=admin, is_watching=is_watching)
         runner = await start_server(app, listener, shutdown_timeout=0.2)
         resources.push_async_callback(runner.cleanup)
         return url

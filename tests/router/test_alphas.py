@@ -141,14 +141,12 @@ async def test_what_the_engine_says_goes_before_what_the_router_thinks(
 @pytest.mark.parametrize(
     ("body", "header", "words"),
     [
-        (b'{"model": "base", "alpha": 2.5}', None, "Alpha 2.5 is outside of -1:2."),
         (b'{"model": "base", "alpha": "1"}', None, "Alpha must be a number"),
         (b'{"model": "base", "alpha": true}', None, "Alpha must be a number"),
         (b'{"model": "base", "alpha": NaN}', None, "Alpha is not finite."),
         (b'{"model": "base", "alpha": 1e999}', None, "Alpha is not finite."),
         (b'{"model": "base", "alpha": [1]}', None, "one for each vector would be 2"),
         (b'{"model": "base", "alpha": {"taste": 1}}', None, "No vector is called taste"),
-        (b'{"model": "base"}', "3", "Alpha 3 is outside of -1:2."),
         (b'{"model": "base"}', "much", "Alpha 'much' is not a number."),
         (b'{"model": "base"}', "", "Alpha '' is not a number."),
         (b'{"model": "base"}', "taste=1", "there are reasoning, style."),
@@ -207,7 +205,7 @@ async def test_openais_client_sends_alphas(
         assert raw.headers["X-Rvec-Alpha"] == "reasoning=0, style=1"
         raw = await create(model="base", messages=USER, extra_headers={"X-Rvec-Alpha": "0.1"})
         assert raw.headers["X-Rvec-Alpha"] == "0.1"
-        with pytest.raises(openai.BadRequestError, match="outside of -1:2"):
+        with pytest.raises(openai.NotFoundError, match="outside of -1:2"):
             await create(model="base", messages=USER, extra_body={"alpha": 7})
     assert len(engine.seen) == 2
 
@@ -228,18 +226,61 @@ async def test_a_fused_engine_has_the_alpha_that_it_has(
     assert engine.seen[0].values("X-Rvec-Alpha") == ([] if header is None else [header])
 
 
-@pytest.mark.parametrize("alpha", [0.5, "1", True, [1], {"v": 1}, 10**400])
-async def test_a_fused_engine_has_no_other(
-    http: aiohttp.ClientSession, fused_url: str, engine: StandInEngine, alpha: Any
+@pytest.mark.parametrize(
+    ("alpha", "status", "code"),
+    [
+        (0.5, 404, "alpha_not_found"),
+        (10**400, 404, "alpha_not_found"),
+        ("1", 400, "invalid_alpha"),
+        (True, 400, "invalid_alpha"),
+        ([1], 400, "invalid_alpha"),
+        ({"v": 1}, 400, "invalid_alpha"),
+    ],
+)
+async def test_a_fused_engine_has_no_other(  # noqa: PLR0917 - parameters of the test
+    http: aiohttp.ClientSession,
+    fused_url: str,
+    engine: StandInEngine,
+    alpha: Any,
+    status: int,
+    code: str,
 ) -> None:
-    """An engine would pass over it without a word; the message says what would answer."""
-    status, answer, _ = await post(http, fused_url, {"model": "enhanced@1", "alpha": alpha})
-    assert (status, answer["error"]["code"]) == (400, "invalid_alpha")
-    assert "The engine of `enhanced@1` was started at one alpha, 1 now." in str(answer)
-    assert "`--mode dial`" in answer["error"]["message"]
-    for header in ("0.5", "much", "v=1"):
-        status, _, _ = await post(http, fused_url, {"model": "enhanced@1"}, header)
-        assert status == 400
+    """An engine would pass over it without a word; the message says what there is."""
+    found, answer, _ = await post(http, fused_url, {"model": "enhanced@1", "alpha": alpha})
+    assert (found, answer["error"]["code"]) == (status, code)
+    if status == 404:
+        assert "There are: base (0), enhanced@1 (1)." in answer["error"]["message"]
+        assert "`--mode dial`" in answer["error"]["message"]
+    for header, refused in (("0.5", 404), ("much", 400), ("v=1", 400)):
+        found, _, _ = await post(http, fused_url, {"model": "enhanced@1"}, header)
+        assert found == refused
+    assert not engine.seen
+
+
+async def test_an_alpha_picks_the_variant_that_has_it(
+    http: aiohttp.ClientSession, fused_url: str, engine: StandInEngine
+) -> None:
+    """Whatever the body names; and the answer says who it was."""
+    status, _, headers = await post(http, fused_url, {"model": "base", "alpha": 1})
+    assert (status, headers["X-Rvec-Variant"], headers["X-Rvec-Reason"]) == (
+        200,
+        "enhanced@1",
+        "alpha",
+    )
+
+
+@pytest.mark.parametrize("said", [({"alpha": 2.5}, None), ({}, "3")])
+async def test_an_alpha_out_of_range_is_404(
+    http: aiohttp.ClientSession, url: str, engine: StandInEngine, said: tuple[Any, str | None]
+) -> None:
+    """With the range and those that have names."""
+    body, header = said
+    status, answer, _ = await post(
+        http, url, {"model": "base", **body}, *([] if header is None else [header])
+    )
+    assert (status, answer["error"]["code"]) == (404, "alpha_not_found")
+    assert "is outside of -1:2." in answer["error"]["message"]
+    assert "far (5), or any alpha in -1:2." in answer["error"]["message"]
     assert not engine.seen
 
 
@@ -268,7 +309,12 @@ async def test_a_model_that_nobody_listed_is_described(
     async with http.get(url + "0.37") as response:
         card = await response.json()
     assert (card["id"], card["max_model_len"]) == ("enhanced@0.37", 64)
-    assert card["rvec"] == {"alpha": 0.37, "vector": "a + b", "alpha_range": [-1, 2]}
+    assert card["rvec"] == {
+        "alpha": 0.37,
+        "vector": "a + b",
+        "fingerprint": None,
+        "alpha_range": [-1, 2],
+    }
     async with http.get(url + "3") as response:
         assert response.status == 404
         assert "any A in -1:2" in await response.text()

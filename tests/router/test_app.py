@@ -15,9 +15,10 @@ from aiohttp import web
 from yarl import URL
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.router import VariantTable, create_app, create_client
-from vllm_rvec.router.app import FORWARDED_PATHS
-from vllm_rvec.router.proxy import MAX_BODY_BYTES, Proxy
+from vllm_rvec.router import Services, VariantTable, create_client
+from vllm_rvec.router.paths import FORWARDED, Kind
+from vllm_rvec.router.proxy import MAX_BODY_BYTES
+from vllm_rvec.router.sending import Sender
 
 if TYPE_CHECKING:
     import aiohttp
@@ -38,7 +39,9 @@ async def post(
         return response, await response.json()
 
 
-@pytest.mark.parametrize("path", FORWARDED_PATHS)
+@pytest.mark.parametrize(
+    "path", [p.template for p in FORWARDED if p.kind is Kind.BODY and p.method == "POST"]
+)
 async def test_inference_paths_are_forwarded(
     http: aiohttp.ClientSession, router_url: str, engine: StandInEngine, path: str
 ) -> None:
@@ -71,7 +74,7 @@ async def test_everything_else_is_404_in_openais_body(
     """Control paths never reach an engine."""
     response, body = await post(http, URL(router_url + path, encoded=True))
     assert response.status == 404
-    assert body["error"]["code"] == "unknown_url"
+    assert body["error"]["code"] in {"unknown_url", "denied_url"}
     assert not engine.seen
 
 
@@ -200,7 +203,7 @@ async def test_an_empty_key_is_refused() -> None:
     """It would look like protection."""
     async with create_client() as client:
         with pytest.raises(ConfigError, match="API key is empty"):
-            create_app(VariantTable(["base"]), client, api_key="")
+            Services.make(VariantTable(["base"]), client, shared_key="")
 
 
 async def test_a_request_id_is_made_and_sent_both_ways(
@@ -283,7 +286,7 @@ async def test_an_unexpected_exception_is_logged_and_answered_in_openais_body(
     async def fail(*_args: object) -> None:
         raise ZeroDivisionError("internal detail")
 
-    monkeypatch.setattr(Proxy, "_send", fail)
+    monkeypatch.setattr(Sender, "send", fail)
     response, body = await post(http, f"{router_url}/v1/completions")
     assert response.status == 500
     assert body["error"]["type"] == "server_error"

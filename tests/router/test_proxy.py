@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from vllm_rvec.router import Upstream, VariantTable, create_client, proxy
+from vllm_rvec.router import Upstream, VariantTable, create_client, sending
 
 from .conftest import BODY, USER, begin_events, busy_stream, die, wait_for_ever
 
@@ -252,8 +252,8 @@ async def test_idle_connections_are_dropped_before_the_engine_closes_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An engine of vLLM does so after 5 s. What was kept for too long is not used again."""
-    assert proxy.IDLE_CONNECTION_SECONDS < 5
-    monkeypatch.setattr(proxy, "IDLE_CONNECTION_SECONDS", 0.05)
+    assert sending.IDLE_CONNECTION_SECONDS < 5
+    monkeypatch.setattr(sending, "IDLE_CONNECTION_SECONDS", 0.05)
     url = await start_router(variants)
     for _ in range(2):
         async with http.post(f"{url}/v1/completions", data=BODY) as response:
@@ -463,5 +463,5 @@ async def test_an_upstream_that_does_not_speak_http_is_502(
         async with http.post(f"{url}/v1/completions?token=private", data=BODY) as response:
             assert response.status == 502
             assert (await response.json())["error"]["code"] == "upstream_error"
-    assert "no HTTP from the engine of base" in caplog.text
+    assert "no HTTP from http://127.0.0.1" in caplog.text
     assert not {secret for secret in ("engine-secret", "private") if secret in caplog.text}

@@ -27,6 +27,12 @@ def config(*alphas: float, **settings: object) -> ServeConfig:
     return load_config(None, {"model": "m", "vector": "v", "variants": variants, **settings})
 
 
+SERVER_WORDS = (
+    *("--shutdown-timeout", "30"),
+    *("--disable-access-log-for-endpoints", "/health"),
+)
+
+
 def plan_one(*extra_args: str, **settings: object) -> EngineSpec:
     (spec,) = plan_engines(config(**settings), extra_args, environ={})
     return spec
@@ -43,7 +49,7 @@ def test_one_variant_is_one_engine() -> None:
         *FRONT,
         *("--model", "m", "--served-model-name", "enhanced@1", "--load-format", "rvec"),
         *("--model-loader-extra-config", json.dumps(OPTIONS)),
-        *("--shutdown-timeout", "30"),
+        *SERVER_WORDS,
     ]
     assert (spec.name, spec.variants) == ("enhanced@1", (Variant("enhanced@1", 1.0),))
 
@@ -88,7 +94,7 @@ def test_configured_flags_become_words() -> None:
         "seed": 1.5,
     }
     spec = plan_one("--max-model-len", "256", engine=flags)
-    assert list(spec.argv[spec.argv.index("--shutdown-timeout") + 2 :]) == [
+    assert list(spec.argv[spec.argv.index("/health") + 1 :]) == [
         *("--max-model-len", "512", "--enforce-eager", "--no-enable-prefix-caching"),
         *("--middleware", "a", "b", "--speculative-config", '{"method": "ngram"}'),
         *("--seed", "1.5", "--max-model-len", "256"),
@@ -321,7 +327,7 @@ def test_a_dial_is_one_engine_for_all_variants() -> None:
         *FRONT,
         *("--model", "m", "--served-model-name", "base", "--load-format", "rvec"),
         *("--model-loader-extra-config", json.dumps(DIAL_OPTIONS)),
-        *("--shutdown-timeout", "30"),
+        *SERVER_WORDS,
         *DIAL_WORDS,
     ]
     assert spec.name == "dial"
@@ -406,7 +412,7 @@ def test_the_users_flags_and_a_dials() -> None:
         *("--logits-processors", "y", "z", "--middleware=d"),
         engine={"middleware": ["a", "b"], "max-model-len": 64},
     )
-    words = list(spec.argv[spec.argv.index("--shutdown-timeout") + 2 :])
+    words = list(spec.argv[spec.argv.index("/health") + 1 :])
     assert words == [
         *("--max-model-len", "64", "--seed", "1"),
         *DIAL_WORDS[:4],

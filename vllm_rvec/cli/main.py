@@ -9,14 +9,18 @@ from rich.text import Text
 
 from vllm_rvec import __version__
 from vllm_rvec.cli.check import check_command
+from vllm_rvec.cli.check_config import check_config_command
 from vllm_rvec.cli.combine import combine_command
 from vllm_rvec.cli.extract import extract_command
 from vllm_rvec.cli.fetch import fetch_command
 from vllm_rvec.cli.inspect import inspect_command
 from vllm_rvec.cli.lora import export_lora_command, import_lora_command
 from vllm_rvec.cli.merge import merge_command
+from vllm_rvec.cli.new_key import new_key_command
 from vllm_rvec.cli.push import push_command
 from vllm_rvec.cli.random_like import random_like_command
+from vllm_rvec.cli.results import results_command
+from vllm_rvec.cli.route import route_command
 from vllm_rvec.cli.serve import serve_command
 from vllm_rvec.cli.transform import transform_command
 from vllm_rvec.cli.verify import verify_command
@@ -72,6 +76,10 @@ for commands in (app, serve_app):
         context_settings={"allow_extra_args": True},
     )(serve_command)
 COMMANDS: dict[str, Callable[..., None]] = {
+    "route": route_command,
+    "check-config": check_config_command,
+    "new-key": new_key_command,
+    "results": results_command,
     "extract": extract_command,
     "inspect": inspect_command,
     "verify": verify_command,

@@ -4,31 +4,43 @@ import asyncio
 import json
 import logging
 import shlex
-import signal
 import socket
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_when_slow
+from vllm_rvec.cli.routing import routing_of
+from vllm_rvec.cli.running import (
+    address_of,
+    log_to,
+    run_until_stopped,
+    stop_event,
+    warn_of_restart,
+)
+from vllm_rvec.errors import ConfigError
 from vllm_rvec.router import (
     Admin,
+    Routing,
+    Services,
     Upstream,
     VariantFacts,
     VariantTable,
     bind_socket,
+    check_exposure,
     create_app,
     create_client,
+    hash_key,
+    load_tls,
     start_server,
 )
+from vllm_rvec.router.reloading import Reloader
 from vllm_rvec.serve import (
     EngineConsole,
     EngineProcess,
@@ -48,6 +60,10 @@ from vllm_rvec.serve import (
 from vllm_rvec.serve.preflight import Preflight, check_files
 from vllm_rvec.vector.alpha import AlphaChange
 from vllm_rvec.vector.compatibility import Verdict
+from vllm_rvec.vector.manifest import Manifest
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["serve_command"]
 
@@ -131,6 +147,9 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
     verbose: Annotated[
         bool, typer.Option(help="Show every line of the engines, on a terminal too.")
     ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Answer beyond this machine without any key.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print address and names as JSON once all is ready.")
     ] = False,
@@ -139,42 +158,53 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
 
     What stands after -- goes to vLLM's engines unchanged: `-- --max-model-len 4096`.
     """
-    settings = load_config(
-        config,
-        {
-            "model": model,
-            **_vectors(vector or []),
-            "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
-            "mode": mode,
-            "alpha_range": alpha_range,
-            "vector_dtype": vector_dtype,
-            "vocabulary": vocab,
-            "force": force or None,
-            "host": host,
-            "port": port,
-            "api_key": api_key,
-            "admin_key": admin_key,
-        },
-    )
+    given = {
+        "model": model,
+        **_vectors(vector or []),
+        "variants": None if alpha is None else variants_from_alphas(parse_alphas(alpha)),
+        "mode": mode,
+        "alpha_range": alpha_range,
+        "vector_dtype": vector_dtype,
+        "vocabulary": vocab,
+        "force": force or None,
+        "host": host,
+        "port": port,
+        "api_key": api_key,
+        "admin_key": admin_key,
+    }
+    settings = load_config(config, given)
     words = _engine_arguments(context)
     choice = choose_mode(settings, words)
+    routing = routing_of(settings, config, is_dial=choice.mode == "dial", insecure=insecure)
+    is_open = settings.api_key is None and not routing.keys
+    check_exposure(settings.host, is_open=is_open, is_insecure=routing.insecure)
     plan_engines(settings, words, mode=choice.mode)  # what is wrong there costs nothing to say
     settings = settings.found_in([find_vector(vector.path).folder for vector in settings.recipe])
     if choice.mode == "dial":
         choice = choose_mode(settings, words, model_facts(settings))
+        routing = routing_of(settings, config, is_dial=choice.mode == "dial", insecure=insecure)
     with show_when_slow("verifying the vector") as on_progress:
         found = check_files(settings, choice.mode, on_progress=on_progress)
     specs = plan_engines(settings, words, mode=choice.mode)
     stderr = Console(stderr=True)
-    _log_to(stderr)
+    log_to(stderr)
     _log_findings(found)
     logger.info("mode %s: %s", choice.mode, choice.reason)
     # The port is held from here on: half a minute of engines must not end in "port in use".
     with bind_socket(settings.host, settings.port) as listener:
         console = EngineConsole(stderr, verbose=verbose)
-        server = _Server(settings, choice, specs, listener, console)
-        with suppress(asyncio.CancelledError):  # a second Ctrl-C: stop without waiting
-            asyncio.run(server.run(as_json=as_json))
+        server = _Server(
+            settings,
+            choice,
+            routing,
+            specs,
+            listener=listener,
+            console=console,
+            fingerprint=_fingerprint(settings),
+        )
+        if config is not None:
+            server.follow(config, lambda: load_config(config, given), insecure=insecure)
+        run_until_stopped(lambda: server.run(as_json=as_json))
 
 
 def _vectors(given: list[str]) -> dict[str, object]:
@@ -203,11 +233,15 @@ class _Server:
         self,
         settings: ServeConfig,
         choice: ModeChoice,
+        routing: Routing,
         specs: Sequence[EngineSpec],
+        *,
         listener: socket.socket,
         console: EngineConsole,
+        fingerprint: str | None = None,
     ) -> None:
         self._settings = settings
+        self._routing = routing
         self._specs = specs
         self._listener = listener
         self._console = console
@@ -215,6 +249,45 @@ class _Server:
         dial = settings.dial if choice.mode == "dial" else None
         self._variants = VariantTable([v.name for spec in specs for v in spec.variants], dial)
         self._supervisor = Supervisor(specs, self._launch, self._on_state)
+        self._services: Services | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._fingerprint = fingerprint
+        self._reload: tuple[Path, Callable[[], Callable[[], None]]] | None = None
+
+    def follow(self, path: Path, load: Callable[[], ServeConfig], *, insecure: bool) -> None:
+        """Take in what changes under `routing` while it runs.
+
+        Args:
+            path: The configuration's file.
+            load: Reads it again.
+            insecure: `--insecure` of the command line.
+        """
+        written = load().model_dump(exclude={"routing"})
+
+        def read() -> Callable[[], None]:
+            changed = load()
+            routing = self._changed_routing(changed, path, insecure=insecure)
+            if changed.model_dump(exclude={"routing"}) != written:
+                logger.warning("only what stands under `routing` is read again; restart for more")
+            return lambda: self._services.apply(routing) if self._services else None
+
+        self._reload = (path, read)
+
+    def _changed_routing(self, changed: ServeConfig, path: Path, *, insecure: bool) -> Routing:
+        # Checked against the variants that run, not against those that the file names by now.
+        running = self._settings.model_copy(update={"routing": changed.routing})
+        is_dial = self._mode == "dial"
+        routing = routing_of(running, path, is_dial=is_dial, insecure=insecure)
+        if new := sorted({*routing.aliases} - {*self._routing.aliases}):
+            _check_new_aliases(new, is_dial=is_dial)
+        if self._services is not None:
+            self._services.check(routing)
+        is_open = self._settings.api_key is None and not routing.keys
+        check_exposure(self._settings.host, is_open=is_open, is_insecure=routing.insecure)
+        if routing.tls is not None and self._tls is not None:
+            load_tls(routing.tls, self._tls)  # last: what is refused changes nothing
+        warn_of_restart(self._routing, routing)
+        return routing
 
     async def run(self, *, as_json: bool) -> None:
         """Serve until SIGINT or SIGTERM; a second one does not wait for requests.
@@ -223,23 +296,28 @@ class _Server:
             EngineStartupError: An engine did not start; no process is left.
         """
         key = self._settings.api_key
+        if self._routing.tls is not None:
+            self._tls = load_tls(self._routing.tls)
         async with create_client() as client:
-            app = create_app(
+            services = self._services = Services.make(
                 self._variants,
                 client,
-                api_key=key.get_secret_value() if key else None,
-                admin=self._admin(),
+                self._routing,
+                shared_key=key.get_secret_value() if key else None,
             )
             runner = await start_server(
-                app, self._listener, shutdown_timeout=self._settings.drain_seconds
+                create_app(services, admin=self._admin()),
+                self._listener,
+                shutdown_timeout=self._settings.drain_seconds,
+                tls=self._tls,
             )
             work = asyncio.create_task(self._start_and_watch(as_json=as_json))
-            stop = self._stop_event()
+            reloading = asyncio.create_task(self._follow_changes(services))
+            stop = asyncio.create_task(stop_event().wait())
             try:
-                await asyncio.wait(
-                    {work, asyncio.create_task(stop.wait())}, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                reloading.cancel()
                 # Requests first, then engines: the router lets go of what is in flight.
                 try:
                     await runner.cleanup()
@@ -248,18 +326,11 @@ class _Server:
             if not work.cancelled():
                 await work
 
-    def _stop_event(self) -> asyncio.Event:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        main = asyncio.current_task()
-
-        def on_signal() -> None:
-            if stop.is_set() and main is not None:
-                main.cancel()
-            stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, on_signal)
-        return stop
+    async def _follow_changes(self, services: Services) -> None:
+        if self._reload is None:
+            return
+        path, read = self._reload
+        await Reloader(path, services, read).run()
 
     async def _start_and_watch(self, *, as_json: bool) -> None:
         with self._console:
@@ -284,9 +355,12 @@ class _Server:
         self._console.on_state(spec, state, detail, engine)
 
     def _admin(self) -> Admin | None:
-        if (key := self._settings.admin_key) is None:
+        sha256 = self._routing.admin_key_sha256
+        if (key := self._settings.admin_key) is not None:
+            sha256 = hash_key(key.get_secret_value())
+        if sha256 is None:
             return None
-        return Admin(key.get_secret_value(), self._change_alpha, self._settings.drain_seconds)
+        return Admin.of_hash(sha256, self._change_alpha, self._settings.drain_seconds)
 
     async def _change_alpha(self, name: str, alpha: float) -> AlphaChange:
         """Change a fused engine; the router turns a dial by itself."""
@@ -298,7 +372,7 @@ class _Server:
 
     def _describe(self, name: str, alpha: float | Mapping[str, float]) -> None:
         paths = " + ".join(vector.path for vector in self._settings.recipe)
-        self._variants.describe(name, VariantFacts(alpha, paths))
+        self._variants.describe(name, VariantFacts(alpha, paths, fingerprint=self._fingerprint))
 
     def _print_summary(self, *, as_json: bool) -> None:
         address, names = self._address(), list(self._variants.names())
@@ -310,6 +384,9 @@ class _Server:
         for spec in self._specs:
             for variant in spec.variants:
                 table.add_row("model", Text(f"{variant.name}  (alpha {variant.alpha_text})"))
+        for name, alias in self._routing.aliases.items():
+            split = ", ".join(f"{variant}: {weight:g}" for variant, weight in alias.split.items())
+            table.add_row("alias", Text(f"{name}  ({split})"))
         if (allowed := self._variants.alpha_range) is not None:
             table.add_row("model", f"any alpha in {allowed}: enhanced@A")
         Console().print(table)
@@ -321,15 +398,14 @@ class _Server:
         return {
             "base_url": f"{address}/v1",
             "models": names,
+            "aliases": list(self._routing.aliases),
             "mode": self._mode,
             "alpha_range": None if allowed is None else list(allowed),
         }
 
     def _address(self) -> str:
         port = self._listener.getsockname()[1]
-        host = self._settings.host
-        host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return address_of(self._settings.host, port, is_tls=self._routing.tls is not None)
 
     def _curl(self, address: str, name: str) -> str:
         key = ' -H "Authorization: Bearer $VLLM_RVEC_API_KEY"' if self._settings.api_key else ""
@@ -341,15 +417,17 @@ class _Server:
         )
 
 
-def _log_to(console: Console) -> None:
-    """Send our own log to stderr, one line per event, around a live display if there is one."""
-    handler: logging.Handler = (
-        RichHandler(console=console, show_path=False, markup=False, highlighter=None)
-        if console.is_terminal
-        else logging.StreamHandler()
-    )
-    if not console.is_terminal:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logger = logging.getLogger("vllm_rvec")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+def _fingerprint(settings: ServeConfig) -> str:
+    """Which weights are added: the digests of the vectors' manifests, in their order."""
+    digests = [Manifest.read(Path(vector.path)).digest for vector in settings.recipe]
+    return "+".join(f"blake3:{digest}" for digest in digests)
+
+
+def _check_new_aliases(new: Sequence[str], *, is_dial: bool) -> None:
+    """An alias is among the names that a fused engine was started with, or it is not answered."""
+    if not is_dial:
+        raise ConfigError(
+            f"the aliases {', '.join(new)} are new",
+            why="engines learn the names that they answer to when they start",
+            fix="restart `vllm-rvec serve`, or use a dial, which takes any",
+        )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDictProxy
 
-    from vllm_rvec.router.variants import Upstream
+    from vllm_rvec.router.upstreams import Upstream
 
 __all__ = ["bearer", "request_headers", "response_headers"]
 
@@ -32,6 +32,15 @@ HOP_BY_HOP = frozenset(
 
 CLIENT_KEYS = frozenset({"authorization", "x-api-key"})
 """Where clients put their key for the router. No engine ever sees it."""
+
+CORS = frozenset(
+    f"access-control-{name}"
+    for name in (
+        *("allow-origin", "allow-credentials", "allow-methods", "allow-headers"),
+        *("expose-headers", "max-age"),
+    )
+)
+"""What a browser's pages may do is for the router to say (`cors`), not for engines."""
 
 REMADE = frozenset({"host", "content-length", "expect"})
 """Made anew for the upstream. The body is here in full by then: `100-continue` has been said."""
@@ -72,7 +81,7 @@ def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     Returns:
         Its headers in their order, repeated ones repeated, `Content-Length` included.
     """
-    return CIMultiDict(_without(headers, HOP_BY_HOP))
+    return CIMultiDict(_without(headers, HOP_BY_HOP | CORS))
 
 
 def bearer(upstream: Upstream) -> Mapping[str, str]:

@@ -16,7 +16,9 @@ from vllm_rvec.router.headers import bearer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vllm_rvec.router.variants import Upstream, VariantFacts, VariantTable
+    from vllm_rvec.router.services import Services
+    from vllm_rvec.router.upstreams import Upstream
+    from vllm_rvec.router.variants import VariantFacts
 
 __all__ = ["ModelsApi"]
 
@@ -44,16 +46,16 @@ class ModelsApi:
     """`/v1/models` over all upstreams, and `/health`.
 
     Args:
-        variants: What there is.
-        client: What upstreams are asked with.
+        services: What there is.
     """
 
-    def __init__(self, variants: VariantTable, client: aiohttp.ClientSession) -> None:
-        self._variants = variants
-        self._client = client
+    def __init__(self, services: Services) -> None:
+        self._variants = services.variants
+        self._traffic = services.traffic
+        self._client = services.client
 
     async def list_models(self, _request: web.Request) -> web.Response:
-        """All variants that are ready, in OpenAI's list shape.
+        """All variants that are ready, and the aliases, in OpenAI's list shape.
 
         Returns:
             A card each: the engine's own where it gives one, else a bare one. One engine that
@@ -62,6 +64,7 @@ class ModelsApi:
         ready = {name: self._variants.find(name) for name in self._ready_names()}
         cards = await self._cards(set(ready.values()))
         data = [self._card(name, cards[upstream]) for name, upstream in ready.items()]
+        data += [self._alias_card(name, ready, cards) for name in self._traffic.routing.aliases]
         return web.json_response({"object": "list", "data": data})
 
     async def get_model(self, request: web.Request) -> web.Response:
@@ -72,6 +75,13 @@ class ModelsApi:
             VariantDownError: If it is down.
         """
         name = request.match_info["name"]
+        if self._traffic.alias(name) is not None:
+            ready = {variant: self._variants.find(variant) for variant in self._ready_names()}
+            first = next((v for v in self._traffic.weights(name) if v in ready), None)
+            cards = {} if first is None else await self._cards([ready[first]])
+            return web.json_response(self._alias_card(name, ready, cards))
+        if not self._variants.has(name):
+            raise self._traffic.unknown(name)
         upstream = self._variants.find(name)
         return web.json_response(self._card(name, await self._ask(upstream)))
 
@@ -114,20 +124,34 @@ class ModelsApi:
             return {}
         return {card.id: card.model_dump() for card in cards}
 
+    def _alias_card(
+        self, name: str, ready: dict[str, Upstream], cards: dict[Upstream, dict[str, Any]]
+    ) -> dict[str, Any]:
+        """An alias's card: what its first variant that is ready can do, and its weights."""
+        weights = self._traffic.weights(name)
+        first = next((variant for variant in weights if variant in ready), None)
+        card = {} if first is None else self._card(first, cards[ready[first]])
+        card = {**_bare_card(name), **card, "id": name}
+        return {**card, "rvec": {"split": dict(weights)}}
+
     def _card(self, name: str, cards: dict[str, Any]) -> dict[str, Any]:
         """A variant's card, with what it is: a name may say another alpha than the one served."""
-        card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
+        card = _bare_card(name)
         if name in cards:
             card = cards[name]
-        elif cards and self._variants.dial is not None:
+        elif cards and self._variants.is_of_dial(name):
             # It does not list every name that it answers to; all are one model.
             card = {**next(iter(cards.values())), "id": name}
         facts = self._variants.facts(name)
         return card if facts is None else {**card, "rvec": _said(facts)}
 
 
+def _bare_card(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(time.time()), "owned_by": OWNER}
+
+
 def _said(facts: VariantFacts) -> dict[str, Any]:
-    said = {"alpha": facts.alpha, "vector": facts.vector}
+    said = {"alpha": facts.alpha, "vector": facts.vector, "fingerprint": facts.fingerprint}
     if facts.alpha_range is None:
         return said
     return {**said, "alpha_range": list(facts.alpha_range)}

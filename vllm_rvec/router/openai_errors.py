@@ -17,14 +17,26 @@ from vllm_rvec.errors import (
     UpstreamError,
 )
 from vllm_rvec.router.gate import HeldTooLongError
-from vllm_rvec.router.variants import UnknownVariantError, VariantDownError
+from vllm_rvec.router.limits import RateLimitedError, VariantBusyError
+from vllm_rvec.router.results import ResultsUnavailableError
+from vllm_rvec.router.telemetry import ErrorKind
+from vllm_rvec.router.variants import UnknownAliasError, UnknownVariantError, VariantDownError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["RequestRefusedError", "answer_error", "error_body", "error_response"]
+__all__ = [
+    "RequestRefusedError",
+    "answer_error",
+    "code_of",
+    "error_body",
+    "error_response",
+    "kind_of",
+]
 
 SHOWN_PROBLEMS = 3
+
+KINDS = {429: "rate_limit_error"}
 
 RETRY_AFTER_SECONDS = 5
 """When a client may ask again for a variant that is down. An engine takes about 30 s to start, and
@@ -63,7 +75,7 @@ def error_body(status: int, message: str, *, code: str, param: str | None = None
     Returns:
         UTF-8 without a line break, so that it fits behind `data:`.
     """
-    kind = "server_error" if status >= 500 else "invalid_request_error"
+    kind = "server_error" if status >= 500 else KINDS.get(status, "invalid_request_error")
     error = {"message": message, "type": kind, "param": param, "code": code}
     return json.dumps({"error": error}).encode()
 
@@ -103,38 +115,64 @@ def answer_error(error: RvecError) -> web.Response:
         error: What a handler raised.
 
     Returns:
-        404 for an unknown variant, 503 for one that is down or changes for too long, 502 for an
-        upstream that failed, 409 for a change of alpha that was not begun, the error's own status
-        for a refused request, otherwise 500.
+        404 for an unknown variant, 503 for one that is down, busy or changes for too long, 429 for
+        a key that asks too much, 502 for an upstream that failed, 409 for a change of alpha that
+        was not begun, the error's own status for a refused request, otherwise 500.
     """
-    message = " ".join(part for part in (error.what, _why(error), error.fix) if part)
+    status, code, param = _status_of(error)
+    problems = "".join(f" {problem}." for problem in error.problems[:SHOWN_PROBLEMS])
+    message = " ".join(part for part in (error.what, _why(error), error.fix) if part) + problems
+    return error_response(status, message, code=code, param=param, headers=_retry(error, status))
+
+
+def code_of(error: RvecError) -> str:
+    """OpenAI's machine-readable reason."""
+    return _status_of(error)[1]
+
+
+def kind_of(error: RvecError) -> ErrorKind:
+    """What an error is counted as."""
     match error:
-        case RequestRefusedError(status=status, code=code, param=param):
-            return error_response(status, message, code=code, param=param)
-        case AlphaChangeRefusedError():
-            problems = "".join(f" {problem}." for problem in error.problems[:SHOWN_PROBLEMS])
-            return error_response(409, message + problems, code="alpha_change_refused")
+        case RateLimitedError():
+            return ErrorKind.RATE_LIMITED
+        case VariantBusyError():
+            return ErrorKind.BUSY
+        case VariantDownError() | HeldTooLongError():
+            return ErrorKind.DOWN
+        case UpstreamError():
+            return ErrorKind.UPSTREAM
         case _:
-            status, code, param = _status_of(error)
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
-            return error_response(status, message, code=code, param=param, headers=headers)
+            is_ours = _status_of(error)[0] >= 500
+            return ErrorKind.INTERNAL if is_ours else ErrorKind.REFUSED
+
+
+def _retry(error: RvecError, status: int) -> Mapping[str, str] | None:
+    """When to ask again, where that may help."""
+    if isinstance(error, RateLimitedError | VariantBusyError):
+        return {"Retry-After": str(error.retry_after_seconds)}
+    return {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else None
+
+
+STATUSES: Mapping[type[RvecError], tuple[int, str, str | None]] = {
+    UnknownVariantError: (404, "model_not_found", "model"),
+    UnknownAliasError: (404, "alias_not_found", None),
+    AlphaChangeRefusedError: (409, "alpha_change_refused", None),
+    AlphaChangeFailedError: (500, "alpha_change_failed", None),
+    VariantDownError: (503, "model_down", "model"),
+    HeldTooLongError: (503, "model_changing", "model"),
+    ResultsUnavailableError: (503, "results_unavailable", None),
+    UpstreamError: (502, "upstream_error", None),
+}
+"""HTTP status, and OpenAI's code and param; the first kind that fits counts."""
 
 
 def _status_of(error: RvecError) -> tuple[int, str, str | None]:
-    """The HTTP status, and OpenAI's code and param."""
-    match error:
-        case UnknownVariantError():
-            return 404, "model_not_found", "model"
-        case VariantDownError():
-            return 503, "model_down", "model"
-        case HeldTooLongError():
-            return 503, "model_changing", "model"
-        case UpstreamError():
-            return 502, "upstream_error", None
-        case AlphaChangeFailedError():
-            return 500, "alpha_change_failed", None
-        case _:
-            return 500, "internal_error", None
+    if isinstance(error, RequestRefusedError):
+        return error.status, error.code, error.param
+    if isinstance(error, RateLimitedError | VariantBusyError):
+        return error.status, error.code, None
+    found = (said for kind, said in STATUSES.items() if isinstance(error, kind))
+    return next(found, (500, "internal_error", None))
 
 
 def _why(error: RvecError) -> str:

@@ -1,200 +1,339 @@
-"""Passing one request on to its variant's upstream; `relay.py` brings the answer back.
+"""Passing one request on to an upstream of its variant; `relay.py` brings the answer back.
 
 Bodies, paths and queries go through as they came; of the headers, only those of the connection
-itself are dropped (`headers.py`). Picking among variants by weight, shadow traffic and metrics
-are not here: this module does what the request's `model` says.
+itself are dropped (`headers.py`). Which variant that is, `policy` says; here is what happens when
+an upstream fails before its answer begins: another one of the variant's, then the variant that is
+configured to stand in.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import aiohttp
 from aiohttp import web
 from pydantic import BaseModel, JsonValue, ValidationError
-from yarl import URL
 
 from vllm_rvec.errors import UpstreamError
-from vllm_rvec.router.alphas import settle
-from vllm_rvec.router.headers import request_headers
+from vllm_rvec.router.alphas import AlphaWish, settle
+from vllm_rvec.router.assignment import Reason, sticky_key, user_in
+from vllm_rvec.router.exchange import EXCHANGE
+from vllm_rvec.router.gate import HeldTooLongError
+from vllm_rvec.router.headers import bearer, request_headers
+from vllm_rvec.router.limits import VariantBusyError
 from vllm_rvec.router.openai_errors import RequestRefusedError
+from vllm_rvec.router.owners import FIRST_BYTES, response_id_of
+from vllm_rvec.router.paths import MODEL_HEADERS, Kind, read_form_model
+from vllm_rvec.router.policy import Choice
 from vllm_rvec.router.relay import brief, relay
+from vllm_rvec.router.sending import CONNECTION_ERRORS, Message, Sender
+from vllm_rvec.router.shadow import ShadowRequest, ShadowTraffic
+from vllm_rvec.router.telemetry import Outcome
 from vllm_rvec.router.variants import VariantDownError, names_there_are
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
-    from vllm_rvec.router.variants import VariantTable
+    import aiohttp
 
-__all__ = ["ALPHA", "MAX_BODY_BYTES", "REQUEST_ID", "VARIANT", "Proxy", "create_client"]
+    from vllm_rvec.router.alphas import Settled
+    from vllm_rvec.router.exchange import Exchange
+    from vllm_rvec.router.owners import ResponseOwners
+    from vllm_rvec.router.paths import ForwardedPath
+    from vllm_rvec.router.services import Services
+    from vllm_rvec.router.shadow import Ticket
+    from vllm_rvec.router.upstreams import Upstream
+
+__all__ = ["MAX_BODY_BYTES", "Proxy"]
 
 logger = logging.getLogger("vllm_rvec.router")
-
-VARIANT = web.RequestKey("VARIANT", str)
-"""The variant that a request asks for; absent until it is known to exist."""
-
-ALPHA = web.RequestKey("ALPHA", str)
-"""The alphas that a request has while it is under way; absent where they are not known."""
-
-ENGINE_HEADERS: web.RequestKey[Mapping[str, str | None]] = web.RequestKey("ENGINE_HEADERS", dict)
-"""What the engine is sent in place of the client's headers of these names."""
-
-REQUEST_ID = web.RequestKey("REQUEST_ID", str)
-"""The client's `X-Request-Id`, or the one made for it."""
 
 MAX_BODY_BYTES = 64 * 2**20
 """Room for the base64 images of a multimodal request."""
 
-IDLE_CONNECTION_SECONDS = 3.0
-"""vLLM closes a connection after 5 s without a request (VLLM_HTTP_TIMEOUT_KEEP_ALIVE). A pool that
-keeps it longer sends requests into connections that are just being closed."""
+KEPT_BACK: Mapping[str, None] = dict.fromkeys((*MODEL_HEADERS, "Origin"))
+"""Headers that no engine gets: those that name another model, and the web page that asks. vLLM lets
+every page in by default, and that answer would be the router's."""
 
-CONNECT_SECONDS = 5.0
-
-CONNECTION_ERRORS = (aiohttp.ClientConnectionError,)
-"""Nothing of an answer has come: refused, reset, closed, or not connected in time."""
-
-
-def create_client(*, is_pooled: bool = True) -> aiohttp.ClientSession:
-    """The session that requests go to upstreams with. Call it in a running event loop.
-
-    It adds nothing of its own: no cookies, no compression, no default headers, no limit on the
-    time an answer takes or on how many requests are under way.
-
-    Args:
-        is_pooled: Whether connections are kept for the next request.
-
-    Returns:
-        The session; the caller closes it, after the server that uses it.
-    """
-    # 0 is aiohttp's word for no limit: engines queue requests themselves, and better.
-    if is_pooled:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
-    else:
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    return aiohttp.ClientSession(
-        connector=connector,
-        timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
-        # One client's cookies must not travel with another's request.
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-    )
+STANDS_IN_FOR = (VariantDownError, VariantBusyError, HeldTooLongError)
+"""What a variant's fallback is for: it can't answer, and nothing of an answer has come."""
 
 
 class Proxy:
-    """Forwards requests to the upstream of the variant that they name.
+    """Forwards requests to upstreams.
 
     Args:
-        variants: Who answers for which name.
-        client: What requests are sent with.
+        services: What it works with.
     """
 
-    def __init__(self, variants: VariantTable, client: aiohttp.ClientSession) -> None:
-        self._variants = variants
-        self._client = client
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._variants = services.variants
+        self._sender = Sender(services.variants, services.client, services.metrics)
+        self.shadow = ShadowTraffic(self._send_copy, services.metrics.record_shadow)
+        """The copies for shadow variants."""
+        services.followers.append(self._follow_shadows)
 
-    async def forward(self, request: web.Request) -> web.StreamResponse:
+    async def forward(self, path: ForwardedPath, request: web.Request) -> web.StreamResponse:
         """Pass a request on and its answer back, as it comes.
 
         Args:
-            request: Any POST with `model` in a JSON body.
+            path: What is known of its path.
+            request: The client's.
 
         Returns:
             The upstream's answer, already sent.
 
         Raises:
             RequestRefusedError: If the body is too large, doesn't say which model, or asks for
-                alphas that it can't have.
+                alphas that nobody has.
+            RateLimitedError: If its key has had its share.
             UnknownVariantError: If there is no such variant.
             VariantDownError: If the variant can't answer now.
+            VariantBusyError: If it has as many requests as it may.
             HeldTooLongError: If its weights are being changed, and that takes long.
             UpstreamError: If the upstream fails before it answers.
         """
-        body = await _read_body(request)
-        asked = self._read(body)
-        name = request[VARIANT] = asked.model
-        async with self._variants.gate(name).enter():
-            # They can't change while this request is under way.
-            settled = settle(self._variants, name, asked.alpha, request.headers)
-            request[ENGINE_HEADERS] = settled.engine_headers
-            if settled.said is not None:
-                request[ALPHA] = settled.said
-            async with self._answer(request, body) as answer:
-                return await relay(request, answer, name)
+        exchange, traffic = request[EXCHANGE], self._services.traffic
+        config = traffic.keyring.config_of(exchange.client)
+        with self._services.limiter.admit(exchange.client, config):
+            exchange.body = await _read_body(request)
+            exchange.is_generating = path.is_generating
+            if path.kind is Kind.OWNER:
+                return await self._forward_to_owner(request, exchange)
+            asked = self._read(path, request, exchange.body)
+            return await self._forward_to_variant(path, request, exchange, asked)
 
-    def _read(self, body: bytes) -> _Routing:
-        """What a body asks for; the variant is there, ready or not."""
-        hint = names_there_are(self._variants.names(), self._variants.alpha_range)
-        asked = _read_routing(body, hint)
-        if not self._variants.has(asked.model):
-            raise self._variants.unknown(asked.model)
-        return asked
+    async def _forward_to_variant(
+        self, path: ForwardedPath, request: web.Request, exchange: Exchange, asked: _Asked
+    ) -> web.StreamResponse:
+        wish = AlphaWish.of(asked.alpha, request.headers)
+        choice, pinned = self._choose(request, exchange, asked, wish)
+        exchange.choice = choice
+        wanted = _Wanted(request, exchange, asked.model, wish, pinned)
+        async with AsyncExitStack() as held:
+            answer, upstream, choice = await self._reach(held, wanted, choice)
+            if path.is_stateful and answer.status == 200:
+                owned = _OwnerNote(self._services.owners, choice.variant, upstream)
+                exchange.listeners.append(owned.hear)
+            ticket = self._offer_copy(path, wanted, choice)
+            response = await relay(request, answer, exchange)
+            _end_ticket(ticket, exchange)
+            return response
 
-    @asynccontextmanager
-    async def _answer(
-        self, request: web.Request, body: bytes
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The upstream's answer, its body still to come. Leaving it early aborts generation."""
-        async with AsyncExitStack() as resources:
+    def _read(self, path: ForwardedPath, request: web.Request, body: bytes) -> _Asked:
+        traffic = self._services.traffic
+        names = [*self._variants.names(), *traffic.routing.aliases]
+        hint = names_there_are(names, self._variants.alpha_range)
+        if path.kind is Kind.BODY:
+            return _read_asked(body, hint)
+        model = read_form_model(body, request.headers.get("Content-Type", ""))
+        if model is None:
+            what = "The form doesn't say which `model` to ask, once and readably."
+            raise RequestRefusedError(400, what, code="missing_model", param="model", fix=hint)
+        return _Asked(model=model)
+
+    def _choose(
+        self, request: web.Request, exchange: Exchange, asked: _Asked, wish: AlphaWish | None
+    ) -> tuple[Choice, Upstream | None]:
+        """Choose the variant, and the one upstream that can go on from an earlier response."""
+        client = exchange.client.name if exchange.client else None
+        key = sticky_key(request.headers, user_in(asked.model_dump()), client)
+        choice = self._services.traffic.choose(asked.model, wish, key)
+        if not isinstance(asked.previous_response_id, str):
+            return choice, None
+        owner = self._services.owners.find(asked.previous_response_id)
+        if owner is None or not self._variants.has(owner.variant):
+            return choice, None
+        if choice.alias is not None and wish is None:
+            # The split has chosen when the conversation began.
+            choice = replace(choice, variant=owner.variant, reason=Reason.OWNER)
+        there = self._variants.upstreams(choice.variant)
+        return choice, next((u for u in there if u.base_url == owner.base_url), None)
+
+    async def _reach(
+        self, held: AsyncExitStack, wanted: _Wanted, choice: Choice
+    ) -> tuple[aiohttp.ClientResponse, Upstream, Choice]:
+        """Get an answer from the chosen variant, or from the one that stands in for it."""
+        try:
+            return *await self._enter(held, wanted, choice), choice
+        except STANDS_IN_FOR:
+            other = self._services.traffic.fallback(choice.variant)
+            if other is None or wanted.wish is not None or wanted.pinned is not None:
+                raise
+            self._services.metrics.record_fallback(choice.variant, other)
+            alpha = wanted.exchange.alpha
+            instead = replace(choice, variant=other, reason=Reason.FALLBACK)
             try:
-                answer = await self._send(self._client, request, body)
-            except CONNECTION_ERRORS as exc:
-                # Most often a pooled connection that the engine closed while the request was on
-                # its way. Another pooled one may be as stale, so the second try opens its own.
-                logger.info("trying %s again: %s", request[VARIANT], brief(exc))
-                fresh = await resources.enter_async_context(create_client(is_pooled=False))
-                answer = await self._send_last(fresh, request, body)
-            resources.callback(answer.close)
-            yield answer
+                return *await self._enter(held, wanted, instead), instead
+            except STANDS_IN_FOR:
+                logger.info("%s can't stand in for %s either", other, choice.variant)
+                wanted.exchange.choice, wanted.exchange.alpha = choice, alpha
+            raise  # what the client asked for is what it is told about
 
-    async def _send_last(
-        self, client: aiohttp.ClientSession, request: web.Request, body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Send without another try behind it."""
-        name = request[VARIANT]
-        try:
-            return await self._send(client, request, body)
-        except CONNECTION_ERRORS as exc:
-            logger.warning("can't reach the engine of %s: %s", name, brief(exc))
-            # By now the variant may be known to be down: that answer says why. If not, it soon
-            # will be: what is left of a killed engine takes seconds to clear away.
-            self._variants.find(name)
-            raise VariantDownError(name, "its engine can't be reached") from exc
-
-    async def _send(
-        self, client: aiohttp.ClientSession, request: web.Request, body: bytes
-    ) -> aiohttp.ClientResponse:
-        """Send the request to whoever answers for its variant now."""
-        upstream = self._variants.find(request[VARIANT])
-        url = URL(upstream.base_url.rstrip("/") + request.rel_url.raw_path_qs, encoded=True)
-        try:
-            return await client.post(
-                url,
-                # BytesIO goes out in pieces; 64 MiB of bytes would hold up the event loop.
-                data=io.BytesIO(body),
-                headers=request_headers(
-                    request.headers, upstream, request[REQUEST_ID], request[ENGINE_HEADERS]
-                ),
-                allow_redirects=False,
+    async def _enter(
+        self, held: AsyncExitStack, wanted: _Wanted, choice: Choice
+    ) -> tuple[aiohttp.ClientResponse, Upstream]:
+        """Get an answer from a variant; what it holds meanwhile stays held."""
+        request, exchange = wanted.request, wanted.exchange
+        exchange.choice = choice
+        async with AsyncExitStack() as own:
+            own.enter_context(self._services.traffic.limit(choice.variant).hold())
+            own.enter_context(self._services.metrics.under_way(choice.variant))
+            await own.enter_async_context(self._variants.gate(choice.variant).enter())
+            # They can't change while this request is under way.
+            settled = settle(
+                self._variants,
+                choice.variant,
+                wanted.model,
+                wanted.wish,
+                is_generating=exchange.is_generating,
             )
-        except CONNECTION_ERRORS:
-            raise
-        except aiohttp.ClientError as exc:
-            logger.warning("no HTTP from the engine of %s: %s", request[VARIANT], brief(exc))
-            raise UpstreamError(
-                f"The engine of `{request[VARIANT]}` answered with something that is not HTTP."
-            ) from exc
+            exchange.alpha = settled.said
+            message = Message(
+                request.method,
+                request.rel_url.raw_path_qs,
+                exchange.body,
+                lambda upstream: request_headers(
+                    request.headers,
+                    upstream,
+                    exchange.request_id,
+                    {**KEPT_BACK, **settled.engine_headers},
+                ),
+            )
+            found = await self._sender.send(own, choice.variant, message, wanted.pinned)
+            held.push_async_exit(own.pop_all())
+        return found
+
+    async def _forward_to_owner(
+        self, request: web.Request, exchange: Exchange
+    ) -> web.StreamResponse:
+        """Ask for a stored response where it is; of one that nobody knows, everywhere."""
+        owner = self._services.owners.find(request.match_info["response_id"])
+        there = self._variants.upstreams()
+        known = [u for u in there if owner is not None and u.base_url == owner.base_url]
+        if owner is not None and known:
+            exchange.choice = Choice(owner.variant, Reason.OWNER)
+        message = Message(
+            request.method,
+            request.rel_url.raw_path_qs,
+            exchange.body,
+            lambda upstream: request_headers(
+                request.headers, upstream, exchange.request_id, KEPT_BACK
+            ),
+        )
+        is_sure = True
+        for upstream in (candidates := known or list(there)):
+            if not known and not self._variants.load.is_well(upstream):
+                is_sure = False  # one that hangs would be waited for
+                continue
+            async with AsyncExitStack() as held:
+                try:
+                    answer = await self._sender.send_to(held, upstream, message)
+                except CONNECTION_ERRORS as exc:
+                    logger.info("can't reach %s: %s", upstream.base_url, brief(exc))
+                    is_sure = False
+                    continue
+                is_told = answer.status < 500 and answer.status != 404
+                if known or is_told or (is_sure and upstream == candidates[-1]):
+                    return await relay(request, answer, exchange)
+                is_sure = is_sure and answer.status == 404
+        raise UpstreamError("No engine can be reached that may have this response.")
+
+    def _follow_shadows(self) -> None:
+        aliases = self._services.traffic.routing.aliases
+        self.shadow.reconfigure({n: a.shadow for n, a in aliases.items() if a.shadow is not None})
+
+    def _offer_copy(self, path: ForwardedPath, wanted: _Wanted, choice: Choice) -> Ticket | None:
+        alias = self._services.traffic.alias(choice.alias) if choice.alias else None
+        if choice.alias is None or alias is None or alias.shadow is None:
+            return None
+        if not path.is_generating or choice.variant == alias.shadow.variant:
+            return None
+        exchange, request = wanted.exchange, wanted.request
+        copied = ShadowRequest(
+            exchange.request_id,
+            choice.variant,
+            request.rel_url.raw_path,
+            exchange.body,
+            request.headers,
+        )
+        ticket = self.shadow.offer(choice.alias, alias.shadow, copied)
+        if ticket is not None:
+            exchange.listeners.append(ticket.chunk)
+        return ticket
+
+    async def _send_copy(
+        self, variant: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        """Send a copy to its shadow variant, as `shadow` asks for it."""
+        async with AsyncExitStack() as held:
+            held.enter_context(self._services.traffic.limit(variant).hold())
+            await held.enter_async_context(self._variants.gate(variant).enter())
+            settled = settle(self._variants, variant, variant, None)
+            message = Message("POST", path, body, lambda u: _copy_headers(headers, u, settled))
+            answer, _ = await self._sender.send(held, variant, message)
+            return answer.status, await answer.read()
 
 
-class _Routing(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A request for a variant, read."""
+
+    request: web.Request
+    exchange: Exchange
+    model: str
+    """As the body names it."""
+    wish: AlphaWish | None
+    pinned: Upstream | None
+    """The one upstream that can answer, where an earlier response of its is gone on from."""
+
+
+class _OwnerNote:
+    """Finds in the beginning of an answer which response it is, and notes who has it."""
+
+    def __init__(self, owners: ResponseOwners, variant: str, upstream: Upstream) -> None:
+        self._owners = owners
+        self._variant = variant
+        self._upstream = upstream
+        self._begun: bytes | None = b""
+
+    def hear(self, data: bytes) -> None:
+        """Take the next bytes of the answer."""
+        if self._begun is None:
+            return
+        self._begun += data[:FIRST_BYTES]
+        found = response_id_of(self._begun)
+        if found is not None:
+            self._owners.note(found, self._variant, self._upstream.base_url)
+        if found is not None or len(self._begun) >= FIRST_BYTES:
+            self._begun = None
+
+
+def _end_ticket(ticket: Ticket | None, exchange: Exchange) -> None:
+    seen = exchange.seen
+    if ticket is not None and seen is not None and seen.status is not None:
+        ticket.done(seen.status, is_complete=seen.outcome is Outcome.COMPLETE)
+
+
+def _copy_headers(
+    headers: Mapping[str, str], upstream: Upstream, settled: Settled
+) -> Mapping[str, str]:
+    own = {name: value for name, value in settled.engine_headers.items() if value is not None}
+    return {**headers, **own, **bearer(upstream)}
+
+
+class _Asked(BaseModel):
     """What the router reads of a body; the rest is the engine's business."""
 
     model: str
     alpha: JsonValue = None
+    user: JsonValue = None
+    safety_identifier: JsonValue = None
+    prompt_cache_key: JsonValue = None
+    previous_response_id: JsonValue = None
 
 
 async def _read_body(request: web.Request) -> bytes:
@@ -215,10 +354,10 @@ async def _read_body(request: web.Request) -> bytes:
         ) from exc
 
 
-def _read_routing(body: bytes, fix: str) -> _Routing:
+def _read_asked(body: bytes, fix: str) -> _Asked:
     """Find the name of the variant, and the alphas, if any."""
     try:
-        return _Routing.model_validate_json(body)
+        return _Asked.model_validate_json(body)
     except ValidationError as exc:
         # The input stays out of it: it may be 64 MiB, and it is the client's own.
         problem = exc.errors(include_url=False, include_context=False, include_input=False)[0]

@@ -18,9 +18,12 @@ from vllm_rvec.errors import UpstreamError
 from vllm_rvec.router.headers import response_headers
 from vllm_rvec.router.openai_errors import error_body
 from vllm_rvec.router.sse import EventGate
+from vllm_rvec.router.telemetry import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from vllm_rvec.router.exchange import Exchange
 
 __all__ = ["brief", "cut_off", "relay"]
 
@@ -30,14 +33,14 @@ BREAK_MESSAGE = "The engine broke off in the middle of its answer, which is inco
 
 
 async def relay(
-    request: web.Request, answer: aiohttp.ClientResponse, variant: str
+    request: web.Request, answer: aiohttp.ClientResponse, exchange: Exchange
 ) -> web.StreamResponse:
     """Send an answer's head, then its body as it comes.
 
     Args:
         request: The client's request.
         answer: The upstream's answer to it, its body unread.
-        variant: Whose answer it is, for the log.
+        exchange: Told what passes, and how it ends.
 
     Returns:
         The response, already sent or cut off.
@@ -48,18 +51,24 @@ async def relay(
     if answer.content_type == "text/event-stream":
         # nginx would collect events into blocks of 4 KiB.
         response.headers["X-Accel-Buffering"] = "no"
+    exchange.begin(answer.status, answer.content_type)
+    outcome = Outcome.CLIENT_GONE
     try:
         await response.prepare(request)
         if _has_plain_events(answer):
-            await _relay_events(request, response, answer, variant)
+            outcome = await _relay_events(request, response, answer, exchange)
         else:
-            await _relay_bytes(response, answer)
+            await _relay_bytes(response, answer, exchange)
+            outcome = Outcome.COMPLETE
     except UpstreamError as exc:
-        _log_break(variant, exc)
+        outcome = Outcome.BROKEN
+        _log_break(exchange, exc)
         cut_off(request)
     except ConnectionError:
         # The client has gone, which is its right. Cancellation comes first as a rule.
         logger.debug("the client went away")
+    finally:
+        exchange.end(outcome)
     return response
 
 
@@ -103,27 +112,36 @@ def _has_plain_events(answer: aiohttp.ClientResponse) -> bool:
     return answer.content_type == "text/event-stream" and is_open and not is_encoded
 
 
-async def _relay_bytes(response: web.StreamResponse, answer: aiohttp.ClientResponse) -> None:
+async def _relay_bytes(
+    response: web.StreamResponse, answer: aiohttp.ClientResponse, exchange: Exchange
+) -> None:
     async for chunk in _chunks(answer):
+        exchange.pass_on(chunk)
         await response.write(chunk)
 
 
 async def _relay_events(
-    request: web.Request, response: web.StreamResponse, answer: aiohttp.ClientResponse, variant: str
-) -> None:
+    request: web.Request,
+    response: web.StreamResponse,
+    answer: aiohttp.ClientResponse,
+    exchange: Exchange,
+) -> Outcome:
     gate = EventGate()
     try:
         async for chunk in _chunks(answer):
             if events := gate.feed(chunk):
+                exchange.pass_on(events)
                 await response.write(events)
     except UpstreamError as exc:
         if not gate.is_between_events:
             raise
-        _log_break(variant, exc)
+        _log_break(exchange, exc)
         await response.write(_break_event(request.path))
-    else:
-        # What is held at a clean end is the upstream's own business: it goes on as it is.
-        await response.write(gate.held)
+        return Outcome.BROKEN
+    # What is held at a clean end is the upstream's own business: it goes on as it is.
+    exchange.pass_on(gate.held)
+    await response.write(gate.held)
+    return Outcome.COMPLETE
 
 
 async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
@@ -146,5 +164,5 @@ def _break_event(path: str) -> bytes:
     return b"event: error\n" + event if path == "/v1/messages" else event
 
 
-def _log_break(variant: str, error: UpstreamError) -> None:
-    logger.warning("the engine of %s broke off: %s", variant, error.why)
+def _log_break(exchange: Exchange, error: UpstreamError) -> None:
+    logger.warning("the engine of %s broke off: %s", exchange.variant, error.why)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -15,7 +17,9 @@ from vllm_rvec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-__all__ = ["bind_socket", "start_server"]
+    from vllm_rvec.router.config import TlsConfig
+
+__all__ = ["bind_socket", "check_exposure", "is_loopback", "load_tls", "start_server"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
@@ -74,7 +78,11 @@ def bind_socket(host: str, port: int) -> socket.socket:
 
 
 async def start_server(
-    app: web.Application, listener: socket.socket, *, shutdown_timeout: float = SHUTDOWN_SECONDS
+    app: web.Application,
+    listener: socket.socket,
+    *,
+    shutdown_timeout: float = SHUTDOWN_SECONDS,
+    tls: ssl.SSLContext | None = None,
 ) -> web.AppRunner:
     """Serve the application.
 
@@ -83,6 +91,7 @@ async def start_server(
         listener: From `bind_socket`. It is closed with the runner.
         shutdown_timeout: Seconds that `runner.cleanup()` waits for requests under way before it
             cuts them off.
+        tls: Has it answer over HTTPS.
 
     Returns:
         The runner. The caller calls `cleanup()`, and closes its client session after that.
@@ -99,8 +108,68 @@ async def start_server(
         auto_decompress=False,
     )
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
     return runner
+
+
+def load_tls(config: TlsConfig, context: ssl.SSLContext | None = None) -> ssl.SSLContext:
+    """Read a certificate and its key.
+
+    Args:
+        config: Their files.
+        context: Of a running server, to have new connections use what the files hold now.
+
+    Raises:
+        ConfigError: They can't be read, or don't belong together; `context` stays as it was.
+    """
+    # A failure half-way would leave a context that can't be used, so a running server's is last.
+    fresh = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        for loading in (fresh, context or fresh):
+            loading.load_cert_chain(config.certificate, config.key, password=_no_password)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"The certificate {config.certificate} and the key {config.key} can't be used.",
+            why=getattr(exc, "strerror", None) or str(exc),
+            fix="Give PEM files that belong together, the key without a password.",
+        ) from exc
+    return context or fresh
+
+
+def _no_password() -> str:
+    msg = "the key has a password, and nobody is there to type it"
+    raise ValueError(msg)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, out of reach for others.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        _, address = _resolve(host, 0)
+    except OSError:
+        return False
+    return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+
+
+def check_exposure(host: str, *, is_open: bool, is_insecure: bool) -> None:
+    """Refuse to answer everybody on a network by accident.
+
+    Args:
+        host: Where clients will be answered.
+        is_open: Whether no key is asked for.
+        is_insecure: Whether that is meant.
+
+    Raises:
+        ConfigError: It is reachable from elsewhere, asks for no key, and nobody said that it may.
+    """
+    if is_open and not is_insecure and not is_loopback(host):
+        raise ConfigError(
+            f"Without a key, {host} would let anybody on the network in.",
+            fix="Set a key (`api_key`, or `keys` with `vllm-rvec new-key`), or say --insecure.",
+        )
 
 
 class _ProtocolLog(logging.LoggerAdapter[logging.Logger]):

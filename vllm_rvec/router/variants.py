@@ -1,27 +1,38 @@
 """Which variants there are, and which upstream answers for each.
 
 A *variant* is a name that clients ask for (`base`, `enhanced@1`). An *upstream* is an engine as
-the router sees it. Several variants may share one upstream. The table is told what is ready and
-what is down; it starts, watches and asks nothing itself.
+the router sees it. A variant may have several, and several variants may share one. The table is
+told what is ready and what is down; it starts, watches and asks nothing itself.
 
-With a dial, one upstream answers for all of them, and for names that nobody listed, such as
-`enhanced@0.37`.
+With a dial, the same upstreams answer for all variants that it has, and for names that nobody
+listed, such as `enhanced@0.37`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError, RvecError, UpstreamError
 from vllm_rvec.router.gate import Gate
+from vllm_rvec.router.upstreams import Load, Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from vllm_rvec.vector.dial import AlphaRange, Alphas, Dial
 
-__all__ = ["UnknownVariantError", "Upstream", "VariantDownError", "VariantFacts", "VariantTable"]
+__all__ = [
+    "UNREACHABLE",
+    "UnknownAliasError",
+    "UnknownVariantError",
+    "VariantDownError",
+    "VariantFacts",
+    "VariantTable",
+    "names_there_are",
+]
+
+UNREACHABLE = "its engine can't be reached"
 
 STARTING = "starting"
 """Why a variant is down before anything is known of its engine."""
@@ -31,25 +42,18 @@ SHOWN_NAME_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Upstream:
-    """An engine as the router sees it."""
-
-    base_url: str
-    """Where it answers, without `/v1`: `http://127.0.0.1:8001`."""
-    api_key: str | None = field(repr=False)
-    """What the router sends it as a bearer token. Kept out of `repr`, so out of logs."""
-
-
-@dataclass(frozen=True, slots=True)
 class VariantFacts:
     """What a variant is, beside its name."""
 
-    alpha: float | Mapping[str, float]
-    """The vector's scaling coefficient; of several vectors that differ, each one's by its name."""
-    vector: str
+    alpha: float | Mapping[str, float] | None
+    """The vector's scaling coefficient; of several vectors that differ, each one's by its name.
+    None where nobody has said."""
+    vector: str | None
     """The stored vector."""
     alpha_range: AlphaRange | None = None
     """Between which alphas requests may choose; None where they can't."""
+    fingerprint: str | None = None
+    """Which weights these are, where it is known."""
 
 
 class UnknownVariantError(RvecError, LookupError):
@@ -70,6 +74,10 @@ class UnknownVariantError(RvecError, LookupError):
         super().__init__(
             f"The model `{_shown(name)}` does not exist.", fix=names_there_are(names, alpha_range)
         )
+
+
+class UnknownAliasError(RvecError, LookupError):
+    """There is no alias of this name."""
 
 
 class VariantDownError(UpstreamError):
@@ -101,8 +109,8 @@ class VariantTable:
 
     Args:
         names: The variants, in the order in which they are listed to clients.
-        dial: What the one upstream answers to, where requests may choose their alphas. Its variants
-            are `names`.
+        dial: What the dial's upstreams answer to, where requests may choose their alphas. Its
+            variants are among `names`; others have engines of their own.
 
     Raises:
         ConfigError: If there is no name, an empty one, or the same one twice.
@@ -110,8 +118,10 @@ class VariantTable:
 
     def __init__(self, names: Sequence[str], dial: Dial | None = None) -> None:
         _check_names(names)
+        self.load = Load()
+        """How busy and how well each upstream is."""
         self._dial = dial
-        self._states: dict[str, Upstream | str] = dict.fromkeys(names, STARTING)
+        self._states: dict[str, tuple[Upstream, ...] | str] = dict.fromkeys(names, STARTING)
         self._facts: dict[str, VariantFacts] = {}
         self._gates = {name: Gate() for name in names}
 
@@ -133,18 +143,41 @@ class VariantTable:
         """Whether requests may ask for a name."""
         return self._listed(name) in self._states
 
-    def set_ready(self, name: str, upstream: Upstream) -> None:
-        """Send the variant's requests to an upstream from now on.
+    def is_of_dial(self, name: str) -> bool:
+        """Whether a variant's alphas are each request's own."""
+        return self._dial is not None and (
+            name in self._dial.variants
+            or (name not in self._states and self._dial.of_model(name) is not None)
+        )
+
+    def reconfigure(self, names: Sequence[str], dial: Dial | None) -> None:
+        """Have other variants from now on; those that stay keep their state.
+
+        Args:
+            names: As for the table.
+            dial: As for the table.
+
+        Raises:
+            ConfigError: As for the table; nothing has changed.
+        """
+        _check_names(names)
+        self._dial = dial
+        self._states = {name: self._states.get(name, STARTING) for name in names}
+        self._facts = {name: facts for name, facts in self._facts.items() if name in self._states}
+        self._gates = {name: self._gates.get(name) or Gate() for name in names}
+
+    def set_ready(self, name: str, *upstreams: Upstream) -> None:
+        """Send the variant's requests to these upstreams from now on.
 
         Args:
             name: The variant.
-            upstream: Who answers; replaces any earlier one.
+            upstreams: Who answers; replace any earlier ones.
 
         Raises:
             UnknownVariantError: If the table was made without this name.
         """
         self._state(name)
-        self._states[name] = upstream
+        self._states[name] = upstreams
 
     def set_down(self, name: str, reason: str) -> None:
         """Refuse the variant's requests from now on; those under way go on.
@@ -159,14 +192,15 @@ class VariantTable:
         self._state(name)
         self._states[name] = reason
 
-    def find(self, name: str) -> Upstream:
-        """Who answers for a variant.
+    def find(self, name: str, *, tried: Collection[Upstream] = ()) -> Upstream:
+        """Who answers for a variant: of its upstreams that are well, the least busy one.
 
         Args:
             name: The variant, as the client spells it; with a dial, any that it answers to.
+            tried: Upstreams that this request has failed with; taken only where there is no other.
 
         Returns:
-            The upstream that is ready.
+            The upstream.
 
         Raises:
             UnknownVariantError: If there is no such variant.
@@ -175,7 +209,21 @@ class VariantTable:
         state = self._state(self._listed(name))
         if isinstance(state, str):
             raise VariantDownError(name, state)
-        return state
+        found = self.load.least_busy([u for u in state if u not in tried])
+        if found is None:
+            found = self.load.least_busy(state)
+        if found is None:
+            raise VariantDownError(name, UNREACHABLE)
+        return found
+
+    def upstreams(self, name: str | None = None) -> tuple[Upstream, ...]:
+        """Every upstream, or those of one variant, each once, well or not.
+
+        Raises:
+            UnknownVariantError: If there is no such variant.
+        """
+        states = self._states.values() if name is None else [self._state(self._listed(name))]
+        return tuple(dict.fromkeys(u for s in states if not isinstance(s, str) for u in s))
 
     def down_reason(self, name: str) -> str | None:
         """Why a variant is down, or None when it is ready.
@@ -184,13 +232,15 @@ class VariantTable:
             name: The variant.
 
         Returns:
-            The reason given to `set_down`, or "starting".
+            The reason given to `set_down`, "starting", or that no upstream can be reached.
 
         Raises:
-            UnknownVariantError: If there is no such variant.
+            UnknownVariantError: If the table was made without this name.
         """
         state = self._state(name)
-        return state if isinstance(state, str) else None
+        if isinstance(state, str):
+            return state
+        return None if self.load.least_busy(state) else UNREACHABLE
 
     def describe(self, name: str, facts: VariantFacts) -> None:
         """Note what a variant is now.
@@ -224,7 +274,7 @@ class VariantTable:
     def facts(self, name: str) -> VariantFacts | None:
         """What a variant is, or None where nobody has said."""
         facts = self._facts.get(self._listed(name))
-        if facts is None or self._dial is None:
+        if facts is None or self._dial is None or not self.is_of_dial(name):
             return facts
         if (alphas := self._dial.of_model(name)) is None:
             return None
@@ -248,12 +298,12 @@ class VariantTable:
         return UnknownVariantError(name, self.names(), self.alpha_range)
 
     def _listed(self, name: str) -> str:
-        """The name under which a variant's engine is known: one dial answers for all its names."""
+        """The name under which a variant's engines are known: a dial answers for all its names."""
         if name in self._states or self._dial is None or self._dial.of_model(name) is None:
             return name
-        return next(iter(self._states))
+        return next((listed for listed in self._dial.variants if listed in self._states), name)
 
-    def _state(self, name: str) -> Upstream | str:
+    def _state(self, name: str) -> tuple[Upstream, ...] | str:
         try:
             return self._states[name]
         except KeyError:

@@ -5,7 +5,6 @@ Not here: what becomes of it. `plan` turns a `ServeConfig` into engines.
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import (
@@ -30,13 +29,11 @@ from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, VectorDtype, vector_names
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
-from vllm_rvec.vector.settings_file import beside, read_settings
+from vllm_rvec.vector.settings_file import beside, problems_of, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from pydantic_core import ErrorDetails
 
     from vllm_rvec.vector.dial import Alphas
 
@@ -206,6 +203,10 @@ class ServeConfig(BaseModel):
     env: dict[VariableName, VariableValue] = Field(default_factory=dict, repr=False)
     """Environment variables for the engines, on top of this process's own; may hold secrets."""
 
+    routing: dict[str, JsonValue] = Field(default_factory=dict)
+    """Everything about traffic: aliases and splits, keys and limits, results. Checked by the
+    router, whose schema it has (`vllm-rvec check-config`)."""
+
     _vector_name: str | None = PrivateAttr(default=None)
     """What `vector` is called, once it was found somewhere else."""
 
@@ -225,6 +226,17 @@ class ServeConfig(BaseModel):
                 msg = f"`variants.{variant}.alpha`: no vector is called {', '.join(unknown)}; "
                 raise ValueError(msg + f"there are {', '.join(names)}")
         return self
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether somebody may change alphas while it serves."""
+        return self.admin_key is not None or self.routing.get("admin_key_sha256") is not None
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The names that stand for variants, which engines must answer to as well."""
+        aliases = self.routing.get("aliases")
+        return tuple(aliases) if isinstance(aliases, dict) else ()
 
     @property
     def recipe(self) -> tuple[RecipeVector, ...]:
@@ -368,7 +380,7 @@ def load_config(path: Path | None, overrides: Mapping[str, object]) -> ServeConf
     try:
         config = ServeConfig.model_validate(merged)
     except ValidationError as exc:
-        problems = [_plain(error, given) for error in exc.errors(include_url=False)]
+        problems = problems_of(exc, ServeConfig, given)
     if problems := [*problems, *_vector_problems(merged)]:
         raise ConfigError(
             f"the configuration {path} can't be used" if path else "the options can't be used",
@@ -395,32 +407,3 @@ def _resolved(values: dict[str, object], folder: Path) -> dict[str, object]:
     if "vectors" in values:
         found["vectors"] = vectors_beside(values["vectors"], folder)
     return found
-
-
-def _plain(error: ErrorDetails, given: Mapping[str, object]) -> str:
-    """Say one of pydantic's problems in plain words, without the value: it may be a secret."""
-    steps = [str(step) for step in error["loc"] if step not in {"[key]", "[number]", "[names]"}]
-    name = ".".join(steps) or "the whole"
-    where = " (from the command line)" if steps and steps[0] in given else ""
-    match error["type"]:
-        case "missing":
-            problem = f"`{name}` is missing"
-        case "extra_forbidden":
-            problem = f"`{name}` is not a setting{_suggestion(steps)}"
-        case "value_error" if not steps:
-            problem = str(error["ctx"]["error"])
-        case "value_error":
-            problem = f"`{name}`: {error['ctx']['error']}"
-        case _:
-            problem = f"`{name}`: {error['msg'].replace('Input should', 'should')}"
-    return problem + where
-
-
-def _suggestion(steps: list[str]) -> str:
-    kinds: dict[str, type[BaseModel]] = {"variants": VariantConfig, "vectors": RecipeVector}
-    model: type[BaseModel] = ServeConfig if len(steps) == 1 else kinds.get(steps[0], VariantConfig)
-    known = [field.alias or name for name, field in model.model_fields.items()]
-    # Letters in the wrong order first: difflib finds `modle` more like `mode` than like `model`.
-    close = [name for name in known if sorted(name) == sorted(steps[-1])]
-    close += difflib.get_close_matches(steps[-1], known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(known)}"

@@ -72,6 +72,8 @@ DIAL_PROCESSOR = "vllm_rvec.loader.dial.admission:AlphaAdmission"
 DIAL_MIDDLEWARE = "vllm_rvec.loader.dial.middleware.DialMiddleware"
 DIAL_ENVIRONMENT = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
 
+QUIET_FLAG = "disable-access-log-for-endpoints"
+
 PROCESSORS_FLAG = "logits-processors"
 """Takes several values, and only the last time that it is given counts."""
 MIDDLEWARE_FLAG = "middleware"
@@ -180,7 +182,7 @@ def plan_engines(
         env.pop(key, None)  # engines have keys of their own, and no use for these
     if mode == "dial":
         return (_dial_engine(config, options, flags, env),)
-    if config.admin_key is not None:
+    if config.has_admin:
         env[PLUGINS_VARIABLE] = _plugins(env.get(PLUGINS_VARIABLE))
     flags = [*_default_flags(config, flags, env), *flags]
     return tuple(
@@ -210,7 +212,7 @@ def _fused_engine(
         **_checks(config),
         **options,
     }
-    argv = _command(config, variant.name, loader_options, flags)
+    argv = _command(config, _names_of(config, variant.name), loader_options, flags)
     return EngineSpec(variant.name, (variant,), argv, _with_key(env))
 
 
@@ -230,8 +232,8 @@ def _dial_engine(
         **_checks(config),
         **options,
     }
-    words = [*_drain_flag(config, flags), *_dial_flags(flags)]
-    argv = _command(config, next(iter(alphas)), loader_options, words)
+    words = [*_server_flags(config, flags), *_dial_flags(flags)]
+    argv = _command(config, [next(iter(alphas))], loader_options, words)
     variants = tuple(Variant(name, alpha) for name, alpha in alphas.items())
     return EngineSpec(DIAL_ENGINE, variants, argv, _with_key({**env, **DIAL_ENVIRONMENT}))
 
@@ -250,16 +252,29 @@ def _dial_flags(flags: Sequence[str]) -> Iterator[str]:
 
 
 def _command(
-    config: ServeConfig, served_name: str, options: Mapping[str, object], flags: Sequence[str]
+    config: ServeConfig,
+    served_names: Sequence[str],
+    options: Mapping[str, object],
+    flags: Sequence[str],
 ) -> tuple[str, ...]:
     return (
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", config.model),
-        *("--served-model-name", served_name),
+        *("--served-model-name", *served_names),
         *("--load-format", "rvec"),
         *(f"--{LOADER_OPTIONS}", json.dumps(options)),
         *flags,
     )
+
+
+def _names_of(config: ServeConfig, variant: str) -> list[str]:
+    """What a fused engine answers to: its variant's name, by which it calls itself, and the others.
+
+    The router decides who gets a request, and passes the body on as it is: with an alias in it, or
+    with the name of a variant whose fallback this is.
+    """
+    others = [*config.aliases, *(name for name in config.variants if name != variant)]
+    return [variant, *others]
 
 
 def _with_key(env: Mapping[str, str]) -> dict[str, str]:
@@ -292,8 +307,8 @@ def _default_flags(
     config: ServeConfig, flags: Sequence[str], env: Mapping[str, str]
 ) -> Iterator[str]:
     given = set(flag_names(flags))
-    yield from _drain_flag(config, flags)
-    if config.admin_key is not None and WORKER_FLAG not in given:
+    yield from _server_flags(config, flags)
+    if config.has_admin and WORKER_FLAG not in given:
         yield from (f"--{WORKER_FLAG}", WORKER)
     engines = len(config.variants)
     if engines > 1 and not given & MEMORY_FLAGS and MEMORY_VARIABLE not in env:
@@ -302,10 +317,14 @@ def _default_flags(
         yield from ("--gpu-memory-utilization", f"{share:g}")
 
 
-def _drain_flag(config: ServeConfig, flags: Sequence[str]) -> Iterator[str]:
-    if "shutdown-timeout" not in flag_names(flags):
+def _server_flags(config: ServeConfig, flags: Sequence[str]) -> Iterator[str]:
+    given = set(flag_names(flags))
+    if "shutdown-timeout" not in given:
         # Without it vLLM aborts the requests in flight as soon as it gets SIGTERM.
         yield from ("--shutdown-timeout", str(config.drain_seconds))
+    if QUIET_FLAG not in given:
+        # The router asks every few seconds.
+        yield from (f"--{QUIET_FLAG}", "/health")
 
 
 def _refuse_owned(configured: Sequence[str], extra_args: Sequence[str]) -> None:

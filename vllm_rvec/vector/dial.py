@@ -33,7 +33,9 @@ __all__ = [
     "ALPHA_HEADER",
     "ALPHA_KEY",
     "DEFAULT_RANGE",
+    "VARIANT_HEADER",
     "AlphaRange",
+    "AlphaRangeError",
     "AlphaRequestError",
     "Alphas",
     "Dial",
@@ -44,6 +46,9 @@ __all__ = [
 ALPHA_KEY: Final = "alpha"
 """The field of a request's body, and of vLLM's `vllm_xargs`."""
 ALPHA_HEADER: Final = "X-Rvec-Alpha"
+VARIANT_HEADER: Final = "X-Rvec-Variant"
+"""Which variant is meant, in place of the body's `model`: of a router whose clients name an alias,
+so that no body has to be rewritten. In answers: who answered."""
 ENHANCED: Final = "enhanced@"
 """What stands before the alpha in the name of a variant that nobody listed."""
 
@@ -57,6 +62,10 @@ Alphas = tuple[float, ...]
 
 class AlphaRequestError(ValueError):
     """A request's alpha can't be used. The message is for its sender."""
+
+
+class AlphaRangeError(AlphaRequestError):
+    """A request's alpha is outside of what requests may choose."""
 
 
 class AlphaRange(NamedTuple):
@@ -209,7 +218,7 @@ class Dial:
         beyond = [alpha for alpha in alphas if not low <= alpha <= high]
         if beyond and alphas not in self.variants.values():
             msg = f"alpha {alpha_text(beyond[0])} is outside of {self.allowed}"
-            raise AlphaRequestError(msg)
+            raise AlphaRangeError(msg)
         return alphas
 
     @staticmethod

@@ -5,21 +5,30 @@ Not here: what the settings mean (`recipe_file`, `serve.config`). Imports no tor
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import TYPE_CHECKING
+import difflib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeGuard, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from vllm_rvec.checkpoint.remote import is_url
 from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
-__all__ = ["beside", "read_settings"]
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
+
+__all__ = ["beside", "problems_of", "read_settings"]
 
 INT_TAG = "tag:yaml.org,2002:int"
 FLOAT_TAG = "tag:yaml.org,2002:float"
+
+CONTAINERS = (dict, Mapping, list, tuple, Sequence)
+"""What holds further settings by a key or a number."""
 
 
 def read_settings(path: Path) -> dict[str, object]:
@@ -59,6 +68,87 @@ def beside(value: object, folder: Path) -> object:
     if not isinstance(value, str) or not value or is_url(value) or not (folder / value).exists():
         return value
     return str((folder / value).absolute())
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], given: Collection[str] = ()
+) -> list[str]:
+    """Say pydantic's problems in plain words, without the values: one may be a secret.
+
+    Args:
+        error: What checking raised.
+        model: The settings that were checked.
+        given: Names whose values came from the command line rather than a file.
+    """
+    return [_plain(problem, model, given) for problem in error.errors(include_url=False)]
+
+
+def _plain(error: ErrorDetails, model: type[BaseModel], given: Collection[str]) -> str:
+    # Steps in brackets are not names but pydantic's own: which form of a union, which key.
+    steps = [str(step) for step in error["loc"] if not str(step).startswith("[")]
+    name = ".".join(steps) or "the whole"
+    where = " (from the command line)" if steps and steps[0] in given else ""
+    match error["type"]:
+        case "missing":
+            problem = f"`{name}` is missing"
+        case "extra_forbidden":
+            problem = f"`{name}` is not a setting{_suggestion(steps, model)}"
+        case "value_error" if not steps:
+            problem = str(error["ctx"]["error"])
+        case "value_error":
+            problem = f"`{name}`: {error['ctx']['error']}"
+        case _:
+            problem = f"`{name}`: {error['msg'].replace('Input should', 'should')}"
+    return problem + where
+
+
+def _suggestion(steps: Sequence[str], model: type[BaseModel]) -> str:
+    known = sorted({name for kind in _kinds_at(model, steps[:-1]) for name in _names(kind)})
+    # Letters in the wrong order first: difflib finds `modle` more like `mode` than like `model`.
+    close = [name for name in known if sorted(name) == sorted(steps[-1])]
+    close += difflib.get_close_matches(steps[-1], known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; there are {', '.join(known)}"
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _kinds_at(model: type[BaseModel], steps: Sequence[str]) -> list[type[BaseModel]]:
+    """Find the settings that stand at a place: below a field, also in its mapping or list."""
+    found: list[object] = [model]
+    for step in steps:
+        found = [inner for annotation in found for inner in _below(annotation, step)]
+    return [kind for annotation in found for kind in _models_in(annotation)]
+
+
+def _below(annotation: object, step: str) -> Iterator[object]:
+    """Find the types of what stands one step below a value of a type."""
+    if _is_model(annotation):
+        fields = {field.alias or name: field for name, field in annotation.model_fields.items()}
+        if step in fields:
+            yield fields[step].annotation
+        return
+    arguments = get_args(annotation)
+    if get_origin(annotation) in CONTAINERS:
+        # The step is a key or a number, and says nothing: an alias may be called `split`.
+        yield arguments[-1] if arguments[-1] is not ... else arguments[0]
+        return
+    for form in arguments:  # of a union, or annotated
+        yield from _below(form, step)
+
+
+def _is_model(annotation: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """Find the settings that a value of a type may be itself."""
+    if _is_model(annotation):
+        yield annotation
+    elif get_origin(annotation) not in CONTAINERS:
+        for form in get_args(annotation):
+            yield from _models_in(form)
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

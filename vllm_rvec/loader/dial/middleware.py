@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.dial.admission import AlphaAdmission
-from vllm_rvec.vector.dial import ALPHA_HEADER, ALPHA_KEY, AlphaRequestError
+from vllm_rvec.vector.dial import ALPHA_HEADER, ALPHA_KEY, VARIANT_HEADER, AlphaRequestError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -78,7 +78,7 @@ class DialMiddleware:
             await self.app(scope, receive, _CardSender(self, dial, send))
             return
         if not is_ours:
-            refusal = _no_alpha_here(scope, path)
+            refusal = _no_alpha_here(scope, path, dial, self._default)
             await (refusal or self.app)(scope, receive, send)
             return
         exchange = _Exchange(self, dial, scope, path in GENERATING_PATHS)
@@ -155,12 +155,14 @@ class _Exchange:
             message = "Beam search can't be used here: its beams would lose their alpha."
             self.refusal = _Refusal(400, message, "use_beam_search", "unsupported_parameter")
             return
-        name, value = given.get("model"), given.pop(ALPHA_KEY, None)
+        headers = Headers(scope=self.scope)
+        name = headers.get(VARIANT_HEADER) or given.get("model")
+        value = given.pop(ALPHA_KEY, None)
         named = self._of_name(name)
         if self.refusal:
             return
         given["model"] = self.middleware.served
-        header = Headers(scope=self.scope).get(ALPHA_HEADER)
+        header = headers.get(ALPHA_HEADER)
         xargs = given.get("vllm_xargs")
         inner = xargs.get(ALPHA_KEY) if isinstance(xargs, dict) else None
         value = inner if value is None else value
@@ -287,12 +289,20 @@ class _CardSender:
         }
 
 
-def _no_alpha_here(scope: Scope, path: str) -> JSONResponse | None:
+def _no_alpha_here(scope: Scope, path: str, dial: Dial, default: Alphas) -> JSONResponse | None:
     """Refuse a header that would not be heard: other paths answer at the default alpha."""
-    if ALPHA_HEADER not in Headers(scope=scope):
+    said = Headers(scope=scope).get(ALPHA_HEADER)
+    if said is None or _is_default(said, dial, default):
         return None
     message = f"{ALPHA_HEADER} is not understood on {path[:SHOWN_CHARACTERS]}."
     return _Refusal(400, message, ALPHA_HEADER, "invalid_alpha").response()
+
+
+def _is_default(said: str, dial: Dial, default: Alphas) -> bool:
+    try:
+        return dial.of_header(said) == default
+    except AlphaRequestError:
+        return False
 
 
 async def _nothing() -> Message:

@@ -1,0 +1,55 @@
+"""Which web pages may ask from a browser (CORS); none unless configured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from aiohttp.typedefs import Handler, Middleware
+
+__all__ = ["CORS_MARKS", "allow_origins"]
+
+EXPOSED = "X-Request-Id, X-Rvec-Variant, X-Rvec-Alias, X-Rvec-Reason, X-Rvec-Alpha, Retry-After"
+
+PREFLIGHT_SECONDS = "600"
+
+
+CORS_MARKS: web.RequestKey[dict[str, str]] = web.RequestKey("CORS_MARKS", dict)
+"""What goes onto the answer."""
+
+
+def allow_origins(origins: Callable[[], Collection[str]]) -> Middleware:
+    """Answer browsers' questions, and mark answers, for pages of these origins.
+
+    Never with credentials: keys go in a header that the page sets itself.
+
+    Args:
+        origins: `https://app.example.com`, or `*` for all; asked each time, as it may change.
+    """
+
+    @web.middleware
+    async def allow(request: web.Request, handler: Handler) -> web.StreamResponse:
+        origin, allowed = request.headers.get(hdrs.ORIGIN), origins()
+        if origin is None or not ({origin, "*"} & set(allowed)):
+            return await handler(request)
+        marks: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
+        if request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+            return web.Response(status=204, headers={**marks, **_preflight(request)})
+        marks[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
+        request[CORS_MARKS] = marks
+        return await handler(request)
+
+    return allow
+
+
+def _preflight(request: web.Request) -> dict[str, str]:
+    asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
+    return {
+        hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, PUT",
+        hdrs.ACCESS_CONTROL_ALLOW_HEADERS: asked,
+        hdrs.ACCESS_CONTROL_MAX_AGE: PREFLIGHT_SECONDS,
+    }

@@ -1,0 +1,111 @@
+"""What becomes of a request that has ended: log line, metrics, access log, exposure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from vllm_rvec.router.results import Exposure
+from vllm_rvec.router.telemetry import AccessRecord, RequestLabels
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from vllm_rvec.router.exchange import Exchange
+    from vllm_rvec.router.services import Services
+
+__all__ = ["record"]
+
+logger = logging.getLogger("vllm_rvec.router")
+
+CLIENT_GONE = 499
+"""nginx's status for the log when the client left before the answer; no client ever sees it."""
+
+
+def record(
+    services: Services, request: web.Request, exchange: Exchange, status: int | None
+) -> None:
+    """Note a request that has ended.
+
+    Args:
+        services: Where to.
+        request: It.
+        exchange: What is known of it.
+        status: The answer's HTTP status; None where the client left before it began.
+    """
+    seconds = time.perf_counter() - exchange.started
+    logger.info(
+        "%s %s %s %d %.1f ms",
+        request.method,
+        # The raw path: a decoded line break would forge a log line. No query: it may hold secrets.
+        request.rel_url.raw_path,
+        exchange.variant,
+        CLIENT_GONE if status is None else status,
+        seconds * 1000,
+    )
+    _count(services, exchange, status)
+    if services.access_log is not None:
+        services.access_log.write(_access_record(request, exchange, status, seconds))
+    if services.results is not None and exchange.is_generating:
+        _expose(services, exchange, seconds)
+
+
+def _count(services: Services, exchange: Exchange, status: int | None) -> None:
+    choice = exchange.choice
+    labels = RequestLabels()
+    if choice is not None:
+        labels = RequestLabels(choice.variant, choice.alias, choice.reason)
+    if exchange.seen is not None and exchange.seen.outcome is not None:
+        services.metrics.record(labels, exchange.seen)
+    elif exchange.error is not None and status is not None:
+        services.metrics.record_refusal(labels, status, exchange.error[0])
+
+
+def _access_record(
+    request: web.Request, exchange: Exchange, status: int | None, seconds: float
+) -> AccessRecord:
+    seen, choice = exchange.seen, exchange.choice
+    ttft = None if seen is None else seen.ttft_seconds
+    return AccessRecord(
+        exchange.request_id,
+        request.method,
+        request.rel_url.raw_path,
+        status,
+        seconds * 1000,
+        variant=None if choice is None else choice.variant,
+        alias=None if choice is None else choice.alias,
+        reason=None if choice is None else choice.reason.value,
+        alpha=exchange.alpha,
+        key=None if exchange.client is None else exchange.client.name,
+        ttft_ms=None if ttft is None else ttft * 1000,
+        prompt_tokens=None if seen is None else seen.prompt_tokens,
+        completion_tokens=None if seen is None else seen.completion_tokens,
+        error=None if exchange.error is None else exchange.error[1],
+        client=request.remote,
+        traceparent=request.headers.get("traceparent"),
+    )
+
+
+def _expose(services: Services, exchange: Exchange, seconds: float) -> None:
+    """Keep what was served: all that an engine answered, and why it was this variant."""
+    seen, choice = exchange.seen, exchange.choice
+    if services.results is None or seen is None or choice is None:
+        return
+    services.results.record(
+        Exposure(
+            exchange.request_id,
+            time.time(),
+            choice.alias or "",
+            choice.variant,
+            choice.reason.value,
+            choice.unit,
+            seen.status or 0,
+            seen.has_error,
+            seen.ttft_seconds if seen.is_stream else None,
+            seconds,
+            seen.prompt_tokens,
+            seen.completion_tokens,
+            exchange.body,
+        )
+    )

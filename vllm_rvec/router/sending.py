@@ -1,0 +1,210 @@
+"""Sending a request to one of a variant's upstreams, and to others while none has answered.
+
+Only before an answer begins: what has begun can't be asked for again. Not here: which variant that
+is (`policy`), and what happens to the answer (`relay`).
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import aiohttp
+from yarl import URL
+
+from vllm_rvec.errors import UpstreamError
+from vllm_rvec.router.relay import brief
+from vllm_rvec.router.variants import UNREACHABLE, VariantDownError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from vllm_rvec.router.telemetry import Metrics
+    from vllm_rvec.router.upstreams import Upstream
+    from vllm_rvec.router.variants import VariantTable
+
+__all__ = ["CONNECTION_ERRORS", "Message", "Sender", "create_client"]
+
+logger = logging.getLogger("vllm_rvec.router")
+
+IDLE_CONNECTION_SECONDS = 3.0
+"""vLLM closes a connection after 5 s without a request (VLLM_HTTP_TIMEOUT_KEEP_ALIVE). A pool that
+keeps it longer sends requests into connections that are just being closed."""
+
+CONNECT_SECONDS = 5.0
+
+CONNECTION_ERRORS = (aiohttp.ClientConnectionError,)
+"""Nothing of an answer has come: refused, reset, closed, or not connected in time."""
+
+ABSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+"""There is not even a connection: no pooled one can be to blame."""
+
+MAX_TRIES = 4
+"""How often a request is sent at most inside its variant."""
+
+
+def create_client(*, is_pooled: bool = True) -> aiohttp.ClientSession:
+    """The session that requests go to upstreams with. Call it in a running event loop.
+
+    It adds nothing of its own: no cookies, no compression, no default headers, no limit on the
+    time an answer takes or on how many requests are under way.
+
+    Args:
+        is_pooled: Whether connections are kept for the next request.
+
+    Returns:
+        The session; the caller closes it, after the server that uses it.
+    """
+    # 0 is aiohttp's word for no limit: engines queue requests themselves, and better.
+    if is_pooled:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
+    else:
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
+        # One client's cookies must not travel with another's request.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is sent, whichever upstream gets it."""
+
+    method: str
+    path: str
+    body: bytes
+    headers: Callable[[Upstream], Mapping[str, str]]
+
+
+class Sender:
+    """Sends to upstreams.
+
+    Args:
+        variants: Who answers for which name.
+        client: What requests are sent with.
+        metrics: Told of each further try.
+    """
+
+    def __init__(
+        self, variants: VariantTable, client: aiohttp.ClientSession, metrics: Metrics
+    ) -> None:
+        self._variants = variants
+        self._client = client
+        self._metrics = metrics
+
+    async def send(
+        self,
+        held: AsyncExitStack,
+        variant: str,
+        message: Message,
+        pinned: Upstream | None = None,
+    ) -> tuple[aiohttp.ClientResponse, Upstream]:
+        """Send to one of a variant's upstreams, and to others while none has answered.
+
+        Args:
+            held: Keeps the answer; leaving it early aborts generation.
+            variant: Who is asked.
+            message: What is asked.
+            pinned: The only upstream that can answer.
+
+        Returns:
+            The answer, its body still to come, and whose it is.
+
+        Raises:
+            VariantDownError: None can be reached.
+            UpstreamError: One answers with something that is not HTTP.
+        """
+        tried: list[Upstream] = []
+        client = self._client
+        for tries_left in reversed(range(MAX_TRIES)):
+            upstream = pinned or self._variants.find(variant, tried=tried)
+            if tried:
+                self._metrics.record_retry(variant)
+            # What is passed over is let go at once: the request may go on for minutes elsewhere.
+            async with AsyncExitStack() as own:
+                try:
+                    answer = await self.send_to(own, upstream, message, client)
+                except CONNECTION_ERRORS as exc:
+                    if self._note_failure(variant, upstream, exc, is_again=upstream in tried):
+                        break
+                    # Most often a pooled connection that the engine closed while the request was
+                    # on its way. Another pooled one may be as stale, so the next try opens its own.
+                    client = await held.enter_async_context(create_client(is_pooled=False))
+                else:
+                    is_last = pinned is not None or not tries_left
+                    if (
+                        answer.status != 503
+                        or is_last
+                        or not self._others(variant, upstream, tried)
+                    ):
+                        held.push_async_exit(own.pop_all())
+                        return answer, upstream
+            tried.append(upstream)
+        # By now the variant may be known to be down: that answer says why. If not, it soon will
+        # be: what is left of a killed engine takes seconds to clear away.
+        self._variants.find(variant)
+        raise VariantDownError(variant, UNREACHABLE)
+
+    def _others(self, variant: str, upstream: Upstream, tried: list[Upstream]) -> bool:
+        """Whether there are upstreams that are well and not asked yet."""
+        others = [u for u in self._variants.upstreams(variant) if u not in (*tried, upstream)]
+        return self._variants.load.least_busy(others) is not None
+
+    def _note_failure(
+        self, variant: str, upstream: Upstream, error: Exception, *, is_again: bool
+    ) -> bool:
+        """Take in that an upstream was not reached; tells whether to give the request up."""
+        is_absent = isinstance(error, ABSENT)
+        if not is_again and not is_absent:
+            logger.info("trying %s again: %s", variant, brief(error))
+            return False
+        logger.warning("can't reach the engine of %s: %s", variant, brief(error))
+        self._variants.load.note_failure(upstream)
+        return self._variants.load.least_busy(self._variants.upstreams(variant)) is None
+
+    async def send_to(
+        self,
+        held: AsyncExitStack,
+        upstream: Upstream,
+        message: Message,
+        client: aiohttp.ClientSession | None = None,
+    ) -> aiohttp.ClientResponse:
+        """Send to one upstream.
+
+        Args:
+            held: Keeps the answer; leaving it early aborts generation.
+            upstream: Who is asked.
+            message: What is asked.
+            client: Another one than the usual.
+
+        Raises:
+            UpstreamError: It answers with something that is not HTTP.
+            ClientConnectionError: It can't be reached.
+        """
+        url = URL(upstream.base_url.rstrip("/") + message.path, encoded=True)
+        async with AsyncExitStack() as own:
+            own.enter_context(self._variants.load.lease(upstream))
+            try:
+                answer = await (client or self._client).request(
+                    message.method,
+                    url,
+                    # BytesIO goes out in pieces; 64 MiB of bytes would hold up the event loop.
+                    data=io.BytesIO(message.body) if message.body else None,
+                    headers=message.headers(upstream),
+                    allow_redirects=False,
+                )
+            except CONNECTION_ERRORS:
+                raise
+            except aiohttp.ClientError as exc:
+                logger.warning("no HTTP from %s: %s", upstream.base_url, brief(exc))
+                raise UpstreamError("The engine answered with something that is not HTTP.") from exc
+            own.callback(answer.close)
+            held.push_async_exit(own.pop_all())
+        return answer
