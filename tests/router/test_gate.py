@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 
 from vllm_rvec.errors import AlphaChangeRefusedError
 from vllm_rvec.router.gate import Gate, HeldTooLongError
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
 pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def inside(gate: Gate) -> AsyncIterator[None]:
+    leave = await gate.enter()
+    try:
+        yield
+    finally:
+        leave()
 
 
 async def test_requests_wait_while_it_is_shut_and_go_on_when_it_opens() -> None:
     """In between, nobody is inside."""
-    gate, inside = Gate(), 0
+    gate, seen = Gate(), 0
 
     async def request() -> int:
-        async with gate.enter():
-            return inside
+        async with inside(gate):
+            return seen
 
     async with gate.shut(1):
         waiting = [asyncio.create_task(request()) for _ in range(3)]
         await asyncio.sleep(0.05)
         assert not any(task.done() for task in waiting)
-        inside = 7
+        seen = 7
     assert await asyncio.gather(*waiting) == [7, 7, 7]
     assert not gate.is_shut
 
@@ -34,7 +48,7 @@ async def test_it_is_shut_only_when_all_have_come_out() -> None:
     gate, done = Gate(), asyncio.Event()
 
     async def request() -> None:
-        async with gate.enter():
+        async with inside(gate):
             await done.wait()
 
     running = [asyncio.create_task(request()) for _ in range(2)]
@@ -47,11 +61,11 @@ async def test_it_is_shut_only_when_all_have_come_out() -> None:
 async def test_who_takes_too_long_goes_on_and_the_door_opens() -> None:
     """Nothing is cut short, and those who waited come in."""
     gate = Gate()
-    async with gate.enter():
+    async with inside(gate):
         with pytest.raises(AlphaChangeRefusedError, match=r"1 requests .* within 0.01 s"):
             async with gate.shut(0.01):
                 raise AssertionError
-        async with gate.enter():
+        async with inside(gate):
             pass
 
 
@@ -60,7 +74,7 @@ async def test_a_request_is_not_held_for_ever() -> None:
     gate = Gate(hold_seconds=0.01)
     async with gate.shut(1):
         with pytest.raises(HeldTooLongError, match=r"within 0.01 s"):
-            async with gate.enter():
+            async with inside(gate):
                 raise AssertionError
 
 
@@ -79,7 +93,7 @@ async def test_a_request_that_is_cancelled_comes_out() -> None:
     gate = Gate()
 
     async def request() -> None:
-        async with gate.enter():
+        async with inside(gate):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(request())

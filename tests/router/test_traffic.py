@@ -59,6 +59,7 @@ from .conftest import (
     dies_after,
     wait_for_ever,
 )
+from .test_upstreams import lease
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -907,10 +908,10 @@ async def test_follow_ups_go_to_the_replica_that_has_the_response(
 ) -> None:
     """Though another is less busy."""
     router = await start(replicas(pair.base, pair.enhanced))
-    with router.services.variants.load.lease(pair.base.upstream):
+    with lease(router.services.variants.load, pair.base.upstream):
         made = (await router.ask("base", path=RESPONSES)).json["id"]
     assert made in stores[1].ids
-    with router.services.variants.load.lease(pair.enhanced.upstream):
+    with lease(router.services.variants.load, pair.enhanced.upstream):
         reply = await router.ask("base", path=RESPONSES, previous_response_id=made)
     assert reply.status == 200
     assert reply.marks["reason"] == "explicit"

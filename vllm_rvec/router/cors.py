@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from aiohttp.typedefs import Handler, Middleware
-
-__all__ = ["CORS_MARKS", "allow_origins"]
+__all__ = ["CORS_MARKS", "answer_preflight"]
 
 EXPOSED = "X-Request-Id, X-Rvec-Variant, X-Rvec-Alias, X-Rvec-Reason, X-Rvec-Alpha, Retry-After"
 
@@ -22,28 +20,27 @@ CORS_MARKS: web.RequestKey[dict[str, str]] = web.RequestKey("CORS_MARKS", dict)
 """What goes onto the answer."""
 
 
-def allow_origins(origins: Callable[[], Collection[str]]) -> Middleware:
-    """Answer browsers' questions, and mark answers, for pages of these origins.
+def answer_preflight(request: web.Request, origins: Collection[str]) -> web.Response | None:
+    """Answer a browser's question, or note what goes onto the answer for a page that may ask.
 
     Never with credentials: keys go in a header that the page sets itself.
 
     Args:
-        origins: `https://app.example.com`, or `*` for all; asked each time, as it may change.
+        request: Any.
+        origins: `https://app.example.com`, or `*` for all.
+
+    Returns:
+        The answer to a preflight; None for any other request.
     """
-
-    @web.middleware
-    async def allow(request: web.Request, handler: Handler) -> web.StreamResponse:
-        origin, allowed = request.headers.get(hdrs.ORIGIN), origins()
-        if origin is None or not ({origin, "*"} & set(allowed)):
-            return await handler(request)
-        marks: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
-        if request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
-            return web.Response(status=204, headers={**marks, **_preflight(request)})
-        marks[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
-        request[CORS_MARKS] = marks
-        return await handler(request)
-
-    return allow
+    origin = request.headers.get(hdrs.ORIGIN) if origins else None
+    if origin is None or not ({origin, "*"} & set(origins)):
+        return None
+    marks: dict[str, str] = {hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: origin, hdrs.VARY: hdrs.ORIGIN}
+    if request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
+        return web.Response(status=204, headers={**marks, **_preflight(request)})
+    marks[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
+    request[CORS_MARKS] = marks
+    return None
 
 
 def _preflight(request: web.Request) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vllm_rvec.errors import AlphaChangeRefusedError, UpstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ["Gate", "HeldTooLongError"]
 
@@ -57,9 +57,11 @@ class Gate:
         """Whether requests wait."""
         return not self._is_open.is_set()
 
-    @asynccontextmanager
-    async def enter(self) -> AsyncIterator[None]:
+    async def enter(self) -> Callable[[], None]:
         """Be under way; waits while the door is shut.
+
+        Returns:
+            What to call on the way out, once.
 
         Raises:
             HeldTooLongError: It stayed shut.
@@ -68,12 +70,12 @@ class Gate:
             await self._wait_until_open()
         self._inside += 1
         self._is_empty.clear()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            if not self._inside:
-                self._is_empty.set()
+        return self._leave
+
+    def _leave(self) -> None:
+        self._inside -= 1
+        if not self._inside:
+            self._is_empty.set()
 
     @asynccontextmanager
     async def shut(self, drain_seconds: float) -> AsyncIterator[None]:

@@ -45,6 +45,11 @@ CORS = frozenset(
 REMADE = frozenset({"host", "content-length", "expect"})
 """Made anew for the upstream. The body is here in full by then: `100-continue` has been said."""
 
+NOT_SENT = HOP_BY_HOP | CLIENT_KEYS | REMADE
+NOT_RETURNED = HOP_BY_HOP | CORS
+KEEP_ALIVE = ["keep-alive"]
+"""What `Connection` says as a rule, which is in `HOP_BY_HOP` already."""
+
 
 def request_headers(
     headers: CIMultiDictProxy[str],
@@ -63,10 +68,12 @@ def request_headers(
     Returns:
         The client's headers in their order, repeated ones repeated.
     """
-    own = own or {}
-    replaced = frozenset(name.lower() for name in own)
-    passed = CIMultiDict(_without(headers, HOP_BY_HOP | CLIENT_KEYS | REMADE | replaced))
-    passed.update({name: value for name, value in own.items() if value is not None})
+    passed = CIMultiDict(_without(headers, NOT_SENT))
+    for name, value in (own or {}).items():
+        if value is not None:
+            passed[name] = value
+        else:
+            passed.popall(name, None)
     passed["X-Request-Id"] = request_id
     passed.update(bearer(upstream))
     return passed
@@ -81,7 +88,7 @@ def response_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     Returns:
         Its headers in their order, repeated ones repeated, `Content-Length` included.
     """
-    return CIMultiDict(_without(headers, HOP_BY_HOP | CORS))
+    return CIMultiDict(_without(headers, NOT_RETURNED))
 
 
 def bearer(upstream: Upstream) -> Mapping[str, str]:
@@ -100,6 +107,6 @@ def bearer(upstream: Upstream) -> Mapping[str, str]:
 
 def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> Iterator[tuple[str, str]]:
     """The headers, less those dropped and those that `Connection` names as its own."""
-    named = ",".join(headers.getall("Connection", []))
-    dropped |= {name.strip().lower() for name in named.split(",")}
+    if (named := headers.getall("Connection", ())) and named != KEEP_ALIVE:
+        dropped |= {name.strip().lower() for name in ",".join(named).split(",")}
     return ((name, value) for name, value in headers.items() if name.lower() not in dropped)

@@ -143,9 +143,11 @@ class InFlightLimit:
         """How many are under way; counted also where there is no limit."""
         return self._in_flight
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Be under way; the place is given back however it ends.
+    def take(self) -> Callable[[], None]:
+        """Be under way.
+
+        Returns:
+            What gives the place back; to be called once, however it ends.
 
         Raises:
             VariantBusyError: As many are under way as may be.
@@ -153,10 +155,23 @@ class InFlightLimit:
         if self.max_in_flight is not None and self._in_flight >= self.max_in_flight:
             raise VariantBusyError(self._variant, self.max_in_flight)
         self._in_flight += 1
+        return self._give_back
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """As `take`; the place is given back at the end.
+
+        Raises:
+            VariantBusyError: As many are under way as may be.
+        """
+        give_back = self.take()
         try:
             yield
         finally:
-            self._in_flight -= 1
+            give_back()
+
+    def _give_back(self) -> None:
+        self._in_flight -= 1
 
 
 class _Used:

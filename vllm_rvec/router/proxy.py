@@ -9,7 +9,7 @@ configured to stand in.
 from __future__ import annotations
 
 import logging
-from contextlib import AsyncExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,7 @@ from vllm_rvec.router.telemetry import Outcome
 from vllm_rvec.router.variants import VariantDownError, names_there_are
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import aiohttp
 
@@ -98,13 +98,25 @@ class Proxy:
         """
         exchange, traffic = request[EXCHANGE], self._services.traffic
         config = traffic.keyring.config_of(exchange.client)
+        if config is None:
+            return await self._forward(path, request, exchange)
         with self._services.limiter.admit(exchange.client, config):
-            exchange.body = await _read_body(request)
-            exchange.is_generating = path.is_generating
-            if path.kind is Kind.OWNER:
-                return await self._forward_to_owner(request, exchange)
-            asked = self._read(path, request, exchange.body)
-            return await self._forward_to_variant(path, request, exchange, asked)
+            return await self._forward(path, request, exchange)
+
+    async def aclose(self) -> None:
+        """End what runs beside requests."""
+        await self.shadow.aclose()
+        await self._sender.aclose()
+
+    async def _forward(
+        self, path: ForwardedPath, request: web.Request, exchange: Exchange
+    ) -> web.StreamResponse:
+        exchange.body = await _read_body(request)
+        exchange.is_generating = path.is_generating
+        if path.kind is Kind.OWNER:
+            return await self._forward_to_owner(request, exchange)
+        asked = self._read(path, request, exchange.body)
+        return await self._forward_to_variant(path, request, exchange, asked)
 
     async def _forward_to_variant(
         self, path: ForwardedPath, request: web.Request, exchange: Exchange, asked: _Asked
@@ -113,7 +125,7 @@ class Proxy:
         choice, pinned = self._choose(request, exchange, asked, wish)
         exchange.choice = choice
         wanted = _Wanted(request, exchange, asked.model, wish, pinned)
-        async with AsyncExitStack() as held:
+        with ExitStack() as held:
             answer, upstream, choice = await self._reach(held, wanted, choice)
             if path.is_stateful and answer.status == 200:
                 owned = _OwnerNote(self._services.owners, choice.variant, upstream)
@@ -124,23 +136,28 @@ class Proxy:
             return response
 
     def _read(self, path: ForwardedPath, request: web.Request, body: bytes) -> _Asked:
-        traffic = self._services.traffic
-        names = [*self._variants.names(), *traffic.routing.aliases]
-        hint = names_there_are(names, self._variants.alpha_range)
         if path.kind is Kind.BODY:
-            return _read_asked(body, hint)
+            return _read_asked(body, self._hint)
         model = read_form_model(body, request.headers.get("Content-Type", ""))
         if model is None:
             what = "The form doesn't say which `model` to ask, once and readably."
-            raise RequestRefusedError(400, what, code="missing_model", param="model", fix=hint)
+            raise RequestRefusedError(
+                400, what, code="missing_model", param="model", fix=self._hint()
+            )
         return _Asked(model=model)
+
+    def _hint(self) -> str:
+        names = [*self._variants.names(), *self._services.traffic.routing.aliases]
+        return names_there_are(names, self._variants.alpha_range)
 
     def _choose(
         self, request: web.Request, exchange: Exchange, asked: _Asked, wish: AlphaWish | None
     ) -> tuple[Choice, Upstream | None]:
         """Choose the variant, and the one upstream that can go on from an earlier response."""
-        client = exchange.client.name if exchange.client else None
-        key = sticky_key(request.headers, user_in(asked.model_dump()), client)
+        key = None
+        if self._services.traffic.alias(asked.model) is not None:
+            client = exchange.client.name if exchange.client else None
+            key = sticky_key(request.headers, user_in(vars(asked)), client)
         choice = self._services.traffic.choose(asked.model, wish, key)
         if not isinstance(asked.previous_response_id, str):
             return choice, None
@@ -154,7 +171,7 @@ class Proxy:
         return choice, next((u for u in there if u.base_url == owner.base_url), None)
 
     async def _reach(
-        self, held: AsyncExitStack, wanted: _Wanted, choice: Choice
+        self, held: ExitStack, wanted: _Wanted, choice: Choice
     ) -> tuple[aiohttp.ClientResponse, Upstream, Choice]:
         """Get an answer from the chosen variant, or from the one that stands in for it."""
         try:
@@ -174,15 +191,15 @@ class Proxy:
             raise  # what the client asked for is what it is told about
 
     async def _enter(
-        self, held: AsyncExitStack, wanted: _Wanted, choice: Choice
+        self, held: ExitStack, wanted: _Wanted, choice: Choice
     ) -> tuple[aiohttp.ClientResponse, Upstream]:
         """Get an answer from a variant; what it holds meanwhile stays held."""
         request, exchange = wanted.request, wanted.exchange
         exchange.choice = choice
-        async with AsyncExitStack() as own:
-            own.enter_context(self._services.traffic.limit(choice.variant).hold())
+        with ExitStack() as own:
+            own.callback(self._services.traffic.limit(choice.variant).take())
             own.enter_context(self._services.metrics.under_way(choice.variant))
-            await own.enter_async_context(self._variants.gate(choice.variant).enter())
+            own.callback(await self._variants.gate(choice.variant).enter())
             # They can't change while this request is under way.
             settled = settle(
                 self._variants,
@@ -204,7 +221,7 @@ class Proxy:
                 ),
             )
             found = await self._sender.send(own, choice.variant, message, wanted.pinned)
-            held.push_async_exit(own.pop_all())
+            held.push(own.pop_all())
         return found
 
     async def _forward_to_owner(
@@ -229,13 +246,14 @@ class Proxy:
             if not known and not self._variants.load.is_well(upstream):
                 is_sure = False  # one that hangs would be waited for
                 continue
-            async with AsyncExitStack() as held:
-                try:
-                    answer = await self._sender.send_to(held, upstream, message)
-                except CONNECTION_ERRORS as exc:
-                    logger.info("can't reach %s: %s", upstream.base_url, brief(exc))
-                    is_sure = False
-                    continue
+            try:
+                answer = await self._sender.send_to(upstream, message)
+            except CONNECTION_ERRORS as exc:
+                logger.info("can't reach %s: %s", upstream.base_url, brief(exc))
+                is_sure = False
+                continue
+            with ExitStack() as held:
+                held.callback(self._sender.let_go, upstream, answer)
                 is_told = answer.status < 500 and answer.status != 404
                 if known or is_told or (is_sure and upstream == candidates[-1]):
                     return await relay(request, answer, exchange)
@@ -269,9 +287,9 @@ class Proxy:
         self, variant: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         """Send a copy to its shadow variant, as `shadow` asks for it."""
-        async with AsyncExitStack() as held:
-            held.enter_context(self._services.traffic.limit(variant).hold())
-            await held.enter_async_context(self._variants.gate(variant).enter())
+        with ExitStack() as held:
+            held.callback(self._services.traffic.limit(variant).take())
+            held.callback(await self._variants.gate(variant).enter())
             settled = settle(self._variants, variant, variant, None)
             message = Message("POST", path, body, lambda u: _copy_headers(headers, u, settled))
             answer, _ = await self._sender.send(held, variant, message)
@@ -354,7 +372,7 @@ async def _read_body(request: web.Request) -> bytes:
         ) from exc
 
 
-def _read_asked(body: bytes, fix: str) -> _Asked:
+def _read_asked(body: bytes, hint: Callable[[], str]) -> _Asked:
     """Find the name of the variant, and the alphas, if any."""
     try:
         return _Asked.model_validate_json(body)
@@ -366,11 +384,11 @@ def _read_asked(body: bytes, fix: str) -> _Asked:
             raise RequestRefusedError(400, f"{problem['msg']}.", code="invalid_json")
         case "missing":
             what = "The body doesn't say which `model` to ask."
-            raise RequestRefusedError(400, what, code="missing_model", param="model", fix=fix)
+            raise RequestRefusedError(400, what, code="missing_model", param="model", fix=hint())
         case "string_type":
             what = "`model` must be a string."
-            raise RequestRefusedError(400, what, code="invalid_model", param="model", fix=fix)
+            raise RequestRefusedError(400, what, code="invalid_model", param="model", fix=hint())
         case _:
             raise RequestRefusedError(
-                400, "The body must be a JSON object.", code="invalid_json", fix=fix
+                400, "The body must be a JSON object.", code="invalid_json", fix=hint()
             )

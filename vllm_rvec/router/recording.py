@@ -35,6 +35,17 @@ def record(
         status: The answer's HTTP status; None where the client left before it began.
     """
     seconds = time.perf_counter() - exchange.started
+    if services.access_log is not None:
+        services.access_log.write(_access_record(request, exchange, status, seconds))
+    else:
+        _log(request, exchange, status, seconds)
+    _count(services, exchange, status)
+    if services.results is not None and exchange.is_generating:
+        _expose(services, exchange, seconds)
+
+
+def _log(request: web.Request, exchange: Exchange, status: int | None, seconds: float) -> None:
+    """One line for people, where there is no access log."""
     logger.info(
         "%s %s %s %d %.1f ms",
         request.method,
@@ -44,11 +55,6 @@ def record(
         CLIENT_GONE if status is None else status,
         seconds * 1000,
     )
-    _count(services, exchange, status)
-    if services.access_log is not None:
-        services.access_log.write(_access_record(request, exchange, status, seconds))
-    if services.results is not None and exchange.is_generating:
-        _expose(services, exchange, seconds)
 
 
 def _count(services: Services, exchange: Exchange, status: int | None) -> None:

@@ -29,6 +29,8 @@ __all__ = ["brief", "cut_off", "relay"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
+WHOLE_BYTES = 64 * 2**10
+
 BREAK_MESSAGE = "The engine broke off in the middle of its answer, which is incomplete."
 
 
@@ -52,6 +54,8 @@ async def relay(
         # nginx would collect events into blocks of 4 KiB.
         response.headers["X-Accel-Buffering"] = "no"
     exchange.begin(answer.status, answer.content_type)
+    if 0 <= (answer.content_length or -1) <= WHOLE_BYTES:
+        return await _relay_whole(request, answer, exchange)
     outcome = Outcome.CLIENT_GONE
     try:
         await response.prepare(request)
@@ -110,6 +114,27 @@ def _has_plain_events(answer: aiohttp.ClientResponse) -> bool:
     is_encoded = answer.headers.get("Content-Encoding", "identity") != "identity"
     is_open = answer.content_length is None
     return answer.content_type == "text/event-stream" and is_open and not is_encoded
+
+
+async def _relay_whole(
+    request: web.Request, answer: aiohttp.ClientResponse, exchange: Exchange
+) -> web.StreamResponse:
+    """Send a small answer's head and body in one piece, once it is here."""
+    outcome = Outcome.CLIENT_GONE
+    headers = response_headers(answer.headers)
+    try:
+        body = b"".join([chunk async for chunk in _chunks(answer)])
+        exchange.pass_on(body)
+        outcome = Outcome.COMPLETE
+    except UpstreamError as exc:
+        outcome = Outcome.BROKEN
+        _log_break(exchange, exc)
+        body = b""
+        cut_off(request)
+    finally:
+        exchange.end(outcome)
+    del headers["Content-Length"]  # aiohttp's own is the same
+    return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
 
 
 async def _relay_bytes(

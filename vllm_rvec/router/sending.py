@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from vllm_rvec.router.variants import UNREACHABLE, VariantDownError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import ExitStack
 
     from vllm_rvec.router.telemetry import Metrics
     from vllm_rvec.router.upstreams import Upstream
@@ -41,6 +41,8 @@ CONNECTION_ERRORS = (aiohttp.ClientConnectionError,)
 
 ABSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """There is not even a connection: no pooled one can be to blame."""
+
+PIECES_BYTES = 64 * 2**10
 
 MAX_TRIES = 4
 """How often a request is sent at most inside its variant."""
@@ -98,10 +100,11 @@ class Sender:
         self._variants = variants
         self._client = client
         self._metrics = metrics
+        self._unpooled: aiohttp.ClientSession | None = None
 
     async def send(
         self,
-        held: AsyncExitStack,
+        held: ExitStack,
         variant: str,
         message: Message,
         pinned: Upstream | None = None,
@@ -127,25 +130,21 @@ class Sender:
             upstream = pinned or self._variants.find(variant, tried=tried)
             if tried:
                 self._metrics.record_retry(variant)
-            # What is passed over is let go at once: the request may go on for minutes elsewhere.
-            async with AsyncExitStack() as own:
-                try:
-                    answer = await self.send_to(own, upstream, message, client)
-                except CONNECTION_ERRORS as exc:
-                    if self._note_failure(variant, upstream, exc, is_again=upstream in tried):
-                        break
-                    # Most often a pooled connection that the engine closed while the request was
-                    # on its way. Another pooled one may be as stale, so the next try opens its own.
-                    client = await held.enter_async_context(create_client(is_pooled=False))
-                else:
-                    is_last = pinned is not None or not tries_left
-                    if (
-                        answer.status != 503
-                        or is_last
-                        or not self._others(variant, upstream, tried)
-                    ):
-                        held.push_async_exit(own.pop_all())
-                        return answer, upstream
+            try:
+                answer = await self.send_to(upstream, message, client)
+            except CONNECTION_ERRORS as exc:
+                if self._note_failure(variant, upstream, exc, is_again=upstream in tried):
+                    break
+                # Most often a pooled connection that the engine closed while the request was on
+                # its way. Another pooled one may be as stale, so the next try opens its own.
+                client = self._fresh()
+            else:
+                is_last = pinned is not None or not tries_left
+                if answer.status != 503 or is_last or not self._others(variant, upstream, tried):
+                    held.callback(self.let_go, upstream, answer)
+                    return answer, upstream
+                # At once: the request may go on for minutes elsewhere.
+                self.let_go(upstream, answer)
             tried.append(upstream)
         # By now the variant may be known to be down: that answer says why. If not, it soon will
         # be: what is left of a killed engine takes seconds to clear away.
@@ -170,16 +169,11 @@ class Sender:
         return self._variants.load.least_busy(self._variants.upstreams(variant)) is None
 
     async def send_to(
-        self,
-        held: AsyncExitStack,
-        upstream: Upstream,
-        message: Message,
-        client: aiohttp.ClientSession | None = None,
+        self, upstream: Upstream, message: Message, client: aiohttp.ClientSession | None = None
     ) -> aiohttp.ClientResponse:
-        """Send to one upstream.
+        """Send to one upstream. The caller lets go of the answer (`let_go`).
 
         Args:
-            held: Keeps the answer; leaving it early aborts generation.
             upstream: Who is asked.
             message: What is asked.
             client: Another one than the usual.
@@ -188,23 +182,46 @@ class Sender:
             UpstreamError: It answers with something that is not HTTP.
             ClientConnectionError: It can't be reached.
         """
-        url = URL(upstream.base_url.rstrip("/") + message.path, encoded=True)
-        async with AsyncExitStack() as own:
-            own.enter_context(self._variants.load.lease(upstream))
-            try:
-                answer = await (client or self._client).request(
-                    message.method,
-                    url,
-                    # BytesIO goes out in pieces; 64 MiB of bytes would hold up the event loop.
-                    data=io.BytesIO(message.body) if message.body else None,
-                    headers=message.headers(upstream),
-                    allow_redirects=False,
-                )
-            except CONNECTION_ERRORS:
-                raise
-            except aiohttp.ClientError as exc:
-                logger.warning("no HTTP from %s: %s", upstream.base_url, brief(exc))
-                raise UpstreamError("The engine answered with something that is not HTTP.") from exc
-            own.callback(answer.close)
-            held.push_async_exit(own.pop_all())
-        return answer
+        load = self._variants.load
+        load.begin(upstream)
+        try:
+            return await (client or self._client).request(
+                message.method,
+                URL(upstream.base_url.rstrip("/") + message.path, encoded=True),
+                data=_payload(message.body),
+                headers=message.headers(upstream),
+                allow_redirects=False,
+            )
+        except CONNECTION_ERRORS:
+            load.end(upstream)
+            raise
+        except aiohttp.ClientError as exc:
+            load.end(upstream)
+            logger.warning("no HTTP from %s: %s", upstream.base_url, brief(exc))
+            raise UpstreamError("The engine answered with something that is not HTTP.") from exc
+        except BaseException:
+            load.end(upstream)
+            raise
+
+    def let_go(self, upstream: Upstream, answer: aiohttp.ClientResponse) -> None:
+        """Have done with an answer; one that has not ended is aborted."""
+        answer.close()
+        self._variants.load.end(upstream)
+
+    async def aclose(self) -> None:
+        """Close what was opened here."""
+        if self._unpooled is not None:
+            await self._unpooled.close()
+
+    def _fresh(self) -> aiohttp.ClientSession:
+        """What opens a connection for each request."""
+        if self._unpooled is None:
+            self._unpooled = create_client(is_pooled=False)
+        return self._unpooled
+
+
+def _payload(body: bytes) -> bytes | io.BytesIO | None:
+    """A large body goes out in pieces: 64 MiB of bytes would hold up the event loop."""
+    if len(body) > PIECES_BYTES:
+        return io.BytesIO(body)
+    return body or None

@@ -8,12 +8,11 @@ variant has (`variants`).
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection
 
 __all__ = ["Load", "Upstream"]
 
@@ -68,15 +67,13 @@ class Load:
         condition = self._conditions.get(upstream.base_url)
         return 0 if condition is None else condition.in_flight
 
-    @contextmanager
-    def lease(self, upstream: Upstream) -> Iterator[None]:
-        """Count a request as under way."""
-        condition = self._condition(upstream)
-        condition.in_flight += 1
-        try:
-            yield
-        finally:
-            condition.in_flight -= 1
+    def begin(self, upstream: Upstream) -> None:
+        """Count a request as under way; `end` it, however it ends."""
+        self._condition(upstream).in_flight += 1
+
+    def end(self, upstream: Upstream) -> None:
+        """A request that was under way has ended."""
+        self._condition(upstream).in_flight -= 1
 
     def note_failure(self, upstream: Upstream, *, seconds: float = TRIAL_SECONDS) -> None:
         """Skip it for some seconds: it could not be reached."""
