@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 
 from tests.support.checkpoints import make_checkpoint, tensors
 from tests.support.variations import resized
+from vllm_rvec.cli.routing import routing_of
 from vllm_rvec.cli.serve import _Server
+from vllm_rvec.errors import ConfigError
 from vllm_rvec.router import Routing
 from vllm_rvec.serve import EngineConsole, EngineState, choose_mode, load_config, plan_engines
 from vllm_rvec.vector import VectorReader
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.checkpoints import Family
+    from vllm_rvec.serve import ServeConfig
 
 SCREEN_LINES = 24
 
@@ -324,3 +327,94 @@ def test_a_dials_restart_does_not_undo_a_change() -> None:
         facts = made._variants.facts("enhanced@1")
     assert facts is not None
     assert (facts.alpha, facts.vector, facts.alpha_range) == (0.7, "a/v", (-1, 2))
+
+
+def test_routing_is_checked_against_the_mode(family: Family, vector: Path, tmp_path: Path) -> None:
+    """Exit status 3: other alphas are for a dial, and the problem is named below `routing`."""
+    path = tmp_path / "serve.yaml"
+    path.write_text("routing: {aliases: {a: {split: {base: 1, enhanced@0.35: 1}}}}\n")
+    both = ("--model", family.target, "--vector", vector, "--config", path)
+    code, text = serve(*both, "--mode", "fused")
+    assert code == 3
+    assert "`routing.aliases.a.split`: there is no variant enhanced@0.35" in text
+
+
+def test_beyond_this_machine_only_with_a_key(family: Family, vector: Path) -> None:
+    """Exit status 3 before anything is verified, unless it is meant."""
+    both = ("--model", family.target, "--vector", vector, "--host", "0.0.0.0")
+    code, text = serve(*both)
+    assert code == 3
+    assert "0.0.0.0 would let anybody on the network in" in text
+
+
+class Reading:
+    """The file of a `serve` that runs, without engines."""
+
+    def __init__(self, path: Path, mode: str, text: str, *, host: str = "127.0.0.1") -> None:
+        self._path = path
+        self._values = {"model": "m", "vector": "a/v", "mode": mode, "host": host}
+        self.write(text)
+        settings = self.load()
+        self.server = _Server(
+            settings,
+            choose_mode(settings),
+            routing_of(settings, path, is_dial=mode == "dial"),
+            plan_engines(settings, mode=choose_mode(settings).mode, environ={}),
+            listener=socket.socket(),
+            console=EngineConsole(Console(quiet=True)),
+        )
+        self.server._listener.close()
+        self.server.follow(path, self.load, insecure=False)
+
+    def load(self) -> ServeConfig:
+        """Read it as the command does."""
+        return load_config(self._path, self._values)
+
+    def write(self, text: str) -> None:
+        """Change the file."""
+        self._path.write_text(text)
+
+    def again(self, text: str) -> None:
+        """Change it and take it in."""
+        self.write(text)
+        assert self.server._reload is not None
+        self.server._reload[1]()()
+
+
+def test_a_reload_takes_no_variant_that_does_not_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file may have one by now; requests dealt to it would find nobody."""
+    aliases = "routing: {{aliases: {{a: {{split: {{base: 1, {}: 1}}}}}}}}\n"
+    reading = Reading(tmp_path / "serve.yaml", "fused", aliases.format("enhanced@1"))
+    more = "variants: {base: {alpha: 0}, enhanced@1: {alpha: 1}, more: {alpha: 2}}\n"
+    with pytest.raises(ConfigError, match="there is no variant more; there are base, enhanced@1"):
+        reading.again(more + aliases.format("more"))
+    reading.again(more + aliases.format("enhanced@1"))
+    assert "only what stands under `routing` is read again" in caplog.text
+
+
+def test_a_reload_takes_new_aliases_only_with_a_dial(tmp_path: Path) -> None:
+    """A fused engine learns at its start which names it answers to."""
+    path, new = tmp_path / "serve.yaml", "routing: {aliases: {a: base}}\n"
+    with pytest.raises(ConfigError, match="the aliases a are new"):
+        Reading(path, "fused", "").again(new)
+    Reading(path, "dial", "").again(new)
+
+
+def test_a_reload_lets_nobody_in_by_accident(tmp_path: Path) -> None:
+    """Beyond this machine, the last key stays."""
+    keys = f"routing: {{keys: {{team: {{sha256: {'a' * 64}}}}}}}\n"
+    reading = Reading(tmp_path / "serve.yaml", "dial", keys, host="0.0.0.0")
+    with pytest.raises(ConfigError, match="would let anybody on the network in"):
+        reading.again("")
+    reading.again("routing: {insecure: true}\n")
+
+
+def test_a_reload_says_what_takes_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A changed admin key, above all."""
+    reading = Reading(tmp_path / "serve.yaml", "dial", "")
+    reading.again(f"routing: {{admin_key_sha256: {'a' * 64}, results: {{path: r}}}}\n")
+    assert "restart for what has changed in: admin_key_sha256, results" in caplog.text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 NAMES = ["base", "enhanced@1"]
+ALIAS = "assistant"
 QUESTION = "Start with 46. Add 5. Take 8. What is the result?"
 
 
@@ -29,9 +30,11 @@ def ask(client: openai.OpenAI, model: str, question: str, **options: Any) -> Any
 
 
 def test_every_variant_is_listed(demo: RunningServer, client: openai.OpenAI) -> None:
-    """`/v1/models` names what the command printed, and each can be looked up."""
-    assert [model.id for model in client.models.list()] == demo.models == NAMES
-    for name in NAMES:
+    """`/v1/models` names what the command printed, then the aliases; each can be looked up."""
+    listed = [model.id for model in client.models.list()]
+    assert demo.models == NAMES
+    assert listed == [*NAMES, ALIAS]
+    for name in listed:
         assert client.models.retrieve(name).id == name
 
 
@@ -106,7 +109,7 @@ def test_an_engines_own_error_comes_through(client: openai.OpenAI) -> None:
 def test_control_paths_of_the_engines_are_not_reachable(demo: RunningServer) -> None:
     """Not by any method, and with OpenAI's error body."""
     root = demo.base_url.removesuffix("/v1")
-    for path in ("/sleep", "/collective_rpc", "/metrics", "/v1/load_lora_adapter", "/docs"):
+    for path in ("/sleep", "/collective_rpc", "/load", "/v1/load_lora_adapter", "/docs"):
         for method in ("GET", "POST"):
             response = httpx.request(method, root + path, json={"model": "base"})
             assert response.status_code == 404

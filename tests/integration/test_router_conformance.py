@@ -1,8 +1,9 @@
 """Whatever a client sends, the router's answer is the engine's: byte for byte, client by client.
 
 Each request goes to one real engine twice, straight and through the router. The engine is a dial,
-as `make demo` starts it, so the router also has something to add to requests. Not here: where the
-router means to differ from an engine (keys, names, retries), but for the form of its refusals.
+as `make demo` starts it, so the router also has something to add to requests. Where the router
+means to differ (aliases, the name in an answer, alphas, the form of refusals), that is said, and
+the rest compared. Not here: keys and retries.
 """
 
 from __future__ import annotations
@@ -10,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anthropic
-import httpx
 import openai
 import pytest
 
 from tests.integration.conftest import DEMO
-from tests.support.conformance import Case, Load, Way, engine_way, normalised_json
+from tests.support.conformance import Case, Load, Way, engine_way, normalised, normalised_json
 from tests.support.processes import engine_processes, run_serve, until
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ GREEDY = {"model": "base", "temperature": 0, "max_tokens": 8}
 CASES: dict[str, Case] = {
     "chat": chat(),
     "chat of the other variant": chat(model="base"),
-    "chat at an alpha of its own": chat(alpha=0.5),
     "chat, system prompt and stop": chat(
         messages=[{"role": "system", "content": "Be short."}, *MESSAGES], stop=["."]
     ),
@@ -195,11 +195,8 @@ CASES: dict[str, Case] = {
     "tokenize a chat": other("/tokenize", messages=MESSAGES),
     "detokenize": other("/detokenize", tokens=[44, 55]),
     "detokenize what is no token": other("/detokenize", 400, tokens="x"),
-    # A dial answers these for the one name that vLLM knows.
+    # On these a dial has its default alpha only, under the one name that vLLM knows.
     "chats in a batch": Case(f"{CHAT}/batch", {**GREEDY, "messages": [MESSAGES, MESSAGES]}),
-    "chats in a batch, of the other variant": Case(
-        f"{CHAT}/batch", {**GREEDY, "model": MODEL, "messages": [MESSAGES, MESSAGES]}, 404
-    ),
     "chat by SageMaker's path": Case("/invocations", {**GREEDY, "messages": MESSAGES}),
     "scores by generating": Case(
         "/generative_scoring",
@@ -235,12 +232,12 @@ def test_an_answer_is_the_same_straight_and_through(ways: Ways, name: str) -> No
 def test_an_answer_says_who_was_asked(ways: Ways, case: Case) -> None:
     """The client's id is the engine's, too; the headers of the variant are the router's alone."""
     said = Case(case.path, case.body, headers={"X-Request-Id": "conformance-1"})
-    headers = {**ways.through.bearer, **said.headers, "Content-Type": "application/json"}
-    reply = httpx.post(ways.through.root + said.path, content=said.content, headers=headers)
+    reply = ways.through.reply(said)
     assert reply.status_code == case.status
     assert reply.headers["x-request-id"] == "conformance-1"
     assert reply.headers["x-rvec-variant"] == MODEL
     assert reply.headers["x-rvec-alpha"] == "1"
+    assert reply.headers["x-rvec-reason"] == "explicit"
     if case.status == 200:
         assert reply.json()["id"] == "chatcmpl-conformance-1"
 
@@ -268,6 +265,15 @@ class Call:
             client = getattr(client, name)
         return client(**self.options)
 
+    def with_options(self, **options: Any) -> Call:
+        """The same with others in place of some options."""
+        return Call(self.method, self.options | options, self.error)
+
+    def with_raw_response(self, client: Any) -> Any:
+        """Call it, and get the answer with its headers."""
+        where, _, last = self.method.rpartition(".")
+        return Call(f"{where}.with_raw_response.{last}", self.options).of(client)
+
 
 def call(method: str, case: Case, error: str = "") -> Call:
     """The same request as a case, said to a client."""
@@ -291,24 +297,17 @@ CREATE, COMPLETE, RESPOND = "chat.completions.create", "completions.create", "re
 
 OPENAI_CALLS: dict[str, Call] = {
     "chat": call(CREATE, chat()),
-    "chat at an alpha": call(CREATE, chat(alpha=0.5)),
     "chat, logprobs": call(CREATE, CASES["chat, logprobs"]),
-    "chat, n": call(CREATE, CASES["chat, n"]),
     "chat, schema": call("chat.completions.parse", CASES["chat, schema"]),
-    "chat, any tool": call(CREATE, CASES["chat, any tool"]),
     "chat, a tool": call(CREATE, CASES["chat, a tool"]),
     "chat stream": call(CREATE, CASES["chat stream, usage and logprobs"]),
-    "chat stream, n": call(CREATE, CASES["chat stream, n"]),
     "chat stream, a tool": call(CREATE, CASES["chat stream, a tool"]),
     "chat stream, helper": call("chat.completions.stream", chat(tools=TOOLS, tool_choice="none")),
     "chat, wrong temperature": call(CREATE, chat(temperature=-1), BAD),
     "chat stream, wrong temperature": call(CREATE, chat(temperature=-1, stream=True), BAD),
     "completion": call(COMPLETE, CASES["completion, echo and logprobs"]),
-    "completion of token ids": call(COMPLETE, completion(prompt=[44, 55, 66])),
     "completion stream": call(COMPLETE, CASES["completion stream"]),
-    "completion, prompt too long": call(COMPLETE, completion(prompt=TOO_LONG), BAD),
     "response": call(RESPOND, response()),
-    "response, any tool": call(RESPOND, CASES["response, any tool"]),
     "response stream": call(RESPOND, CASES["response stream"]),
     "response stream, helper": call("responses.stream", response()),
     "response to one that is not there": call(
@@ -383,7 +382,14 @@ def test_openais_client_sees_the_same(ways: Ways, name: str) -> None:
     assert_same_outcome(ways, made, lambda way: outcome(made, way.openai_client()))
 
 
-@pytest.mark.parametrize("name", OPENAI_CALLS)
+ASYNC_OPENAI_CALLS = (
+    *("chat", "chat stream", "chat stream, helper", "chat stream, wrong temperature"),
+    *("completion stream", "response", "response stream, helper"),
+)
+"""How answers are read is the client's own; what is in them, the other one has shown."""
+
+
+@pytest.mark.parametrize("name", ASYNC_OPENAI_CALLS)
 def test_openais_async_client_sees_the_same(ways: Ways, name: str) -> None:
     """As the other one."""
     made = OPENAI_CALLS[name]
@@ -399,7 +405,10 @@ def test_anthropics_client_sees_the_same(ways: Ways, name: str) -> None:
     assert_same_outcome(ways, made, lambda way: outcome(made, way.anthropic_client()))
 
 
-@pytest.mark.parametrize("name", ANTHROPIC_CALLS)
+ASYNC_ANTHROPIC_CALLS = ("message", "message stream, helper", "message, wrong temperature")
+
+
+@pytest.mark.parametrize("name", ASYNC_ANTHROPIC_CALLS)
 def test_anthropics_async_client_sees_the_same(ways: Ways, name: str) -> None:
     """As the other one."""
     made = ANTHROPIC_CALLS[name]
@@ -475,6 +484,175 @@ def test_events_of_a_response_are_got_again(ways: Ways) -> None:
     assert answer.body.count(b"data: ") == len(events) - 3
 
 
+# Aliases, which the router alone knows
+
+ALIAS = "assistant"
+"""Half of the users get each of the demo's variants."""
+
+
+@pytest.fixture(scope="module")
+def users(ways: Ways) -> dict[str, str]:
+    """A user of each variant."""
+    found: dict[str, str] = {}
+    for number in range(32):
+        case = chat(model=ALIAS, user=f"user-{number}", max_tokens=1)
+        found.setdefault(ways.through.reply(case).headers["x-rvec-variant"], f"user-{number}")
+        if len(found) == 2:
+            return found
+    raise AssertionError(f"one variant has all users: {found}")
+
+
+ALIAS_CALLS: dict[str, Call] = {
+    "chat": call(CREATE, chat()),
+    "chat stream": call(CREATE, chat(stream=True, stream_options=USAGE)),
+    "response": call(RESPOND, response()),
+    "message": call(SAY, message()),
+    "message stream": call(SAY, message(stream=True)),
+}
+
+
+@pytest.mark.parametrize("variant", ["base", MODEL])
+@pytest.mark.parametrize("name", ALIAS_CALLS)
+def test_an_alias_is_answered_as_by_the_users_variant(
+    ways: Ways, users: dict[str, str], name: str, variant: str
+) -> None:
+    """To the byte; `model` says which variant it was, the headers also why."""
+    made, user = ALIAS_CALLS[name], users[variant]
+    asked = made.with_options(model=ALIAS, **said_user(made, user))
+    own = made.with_options(model=variant)
+    for _ in range(attempts(is_stream=made.is_stream)):
+        found = outcome(asked, client_of(made, ways.through))
+        straight = outcome(own, client_of(made, ways.straight))
+        # `user` stands in a response, as it was sent.
+        text, expected = (normalised_json(each) for each in (found, straight))
+        text = text.replace(f'"user":"{user}"', '"user":null')
+        if text == expected:
+            break
+    assert text == expected
+    assert models_in(text) == {variant}
+    raw = asked.with_raw_response(client_of(made, ways.through))
+    said = {key: raw.headers[f"x-rvec-{key}"] for key in ("variant", "alias", "reason")}
+    assert said == {"variant": variant, "alias": ALIAS, "reason": "sticky"}
+
+
+def said_user(made: Call, user: str) -> dict[str, Any]:
+    """Who asks: OpenAI's clients have a field for it, Anthropic's a header of ours."""
+    is_anthropic = made.method.startswith("messages")
+    return {"extra_headers": {"X-Rvec-Key": user}} if is_anthropic else {"user": user}
+
+
+def client_of(made: Call, way: Way) -> Any:
+    return way.anthropic_client() if made.method.startswith("messages") else way.openai_client()
+
+
+def test_openais_async_client_asks_an_alias(ways: Ways, users: dict[str, str]) -> None:
+    """As the other one."""
+    made = call(CREATE, chat(model=ALIAS, user=users[MODEL], stream=True))
+    events = asyncio.run(async_outcome(made, ways.through.async_openai_client()))
+    assert {event["model"] for event in events} == {MODEL}
+
+
+def test_an_alias_without_a_user_is_answered_by_chance(ways: Ways) -> None:
+    """By one of its variants, which is named in the answer."""
+    reply = ways.through.reply(chat(model=ALIAS, max_tokens=1))
+    assert reply.headers["x-rvec-reason"] == "random"
+    assert reply.json()["model"] == reply.headers["x-rvec-variant"]
+    assert reply.json()["model"] in {"base", MODEL}
+
+
+def test_aliases_are_listed_beside_the_variants(ways: Ways) -> None:
+    """Each can be looked up."""
+    client = ways.through.openai_client()
+    cards = {card.id: card.to_dict() for card in client.models.list()}
+    assert list(cards) == ["base", MODEL, ALIAS]
+    assert cards[ALIAS]["rvec"] == {"split": {"base": 50, MODEL: 50}}
+    assert client.models.retrieve(ALIAS).id == ALIAS
+
+
+def test_a_follow_up_through_an_alias_stays_with_its_variant(
+    ways: Ways, users: dict[str, str]
+) -> None:
+    """Whoever asks: here the user of another one. It goes on from what came before."""
+    client = ways.through.openai_client()
+    first = client.responses.create(
+        model=ALIAS, input=QUESTION, temperature=0, max_output_tokens=24, user=users[MODEL]
+    )
+    follow_up = response(input="Add 5.", previous_response_id=first.id)
+    straight = outcome(call(RESPOND, follow_up), ways.straight.openai_client())
+    raw = client.responses.with_raw_response.create(
+        model=ALIAS,
+        input="Add 5.",
+        temperature=0,
+        max_output_tokens=24,
+        previous_response_id=first.id,
+        user=users["base"],
+    )
+    second = raw.parse()
+    assert (first.model, second.model) == (MODEL, MODEL)
+    assert (raw.headers["x-rvec-alias"], raw.headers["x-rvec-reason"]) == (ALIAS, "owner")
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.input_tokens == straight["usage"]["input_tokens"] > first.usage.total_tokens
+    assert second.output_text == straight["output"][0]["content"][0]["text"]
+
+
+# Alphas, of which the router knows more than the engine
+
+OWN_ALPHA_CALLS: dict[str, Call] = {
+    "chat": call(CREATE, chat(model="base", alpha=0.5)),
+    "chat stream": call(CREATE, chat(model="base", alpha=0.5, stream=True)),
+    "message": call(SAY, message(model="base", alpha=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", OWN_ALPHA_CALLS)
+def test_an_alpha_of_its_own_is_answered_under_its_own_name(ways: Ways, name: str) -> None:
+    """The router's answer says who answered, the engine's what was asked; all else is the same."""
+    made = OWN_ALPHA_CALLS[name]
+    for _ in range(attempts(is_stream=made.is_stream)):
+        straight, through = (
+            normalised_json(outcome(made, client_of(made, way)))
+            for way in (ways.straight, ways.through)
+        )
+        if straight.replace('"model":"base"', '"model":"enhanced@0.5"') == through:
+            break
+    assert (models_in(straight), models_in(through)) == ({"base"}, {"enhanced@0.5"})
+    assert straight.replace('"model":"base"', '"model":"enhanced@0.5"') == through
+
+
+def models_in(text: str) -> set[str]:
+    return set(re.findall(r'"model":"([^"]*)"', text))
+
+
+def test_an_alpha_of_its_own_is_the_reason(ways: Ways) -> None:
+    """In bytes, too, the name is all that differs."""
+    case = chat(model="base", alpha=0.5)
+    reply = ways.through.reply(case)
+    assert reply.headers["x-rvec-variant"] == "enhanced@0.5"
+    assert reply.headers["x-rvec-reason"] == "alpha"
+    assert reply.headers["x-rvec-alpha"] == "0.5"
+    straight = ways.straight.send(case).body
+    named = straight.replace(b'"model":"base"', b'"model":"enhanced@0.5"')
+    assert normalised(reply.content) == named != straight
+
+
+@pytest.mark.parametrize("asked", [{"model": MODEL}, {"alpha": 0.5}], ids=["a name", "an alpha"])
+@pytest.mark.parametrize(
+    "name", ["chats in a batch", "chat by SageMaker's path", "scores by generating"]
+)
+def test_a_path_without_alphas_answers_the_default_alone(
+    ways: Ways, name: str, asked: dict[str, Any]
+) -> None:
+    """Any other is refused, which no engine would answer as it was meant."""
+    case = CASES[name]
+    assert isinstance(case.body, dict)
+    reply = ways.through.reply(Case(case.path, case.body | asked))
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert_openais_form(error)
+    assert error["code"] == "invalid_alpha"
+
+
 # Refusals of the router's own
 
 
@@ -483,8 +661,11 @@ class Refusal:
     """What engine and router refuse each in its own words."""
 
     call: Call
+    """With the exception that the router's answer raises."""
     code: str
     """The router's."""
+    straight: str = MISSING
+    """The exception that the engine's raises."""
 
 
 REFUSALS: dict[str, Refusal] = {
@@ -503,25 +684,31 @@ REFUSALS: dict[str, Refusal] = {
         call("messages.count_tokens", other("", model="nobody", messages=MESSAGES), MISSING),
         "model_not_found",
     ),
-    "chat at no alpha": Refusal(call(CREATE, chat(alpha=99), BAD), "invalid_alpha"),
-    "message at no alpha": Refusal(call(SAY, message(alpha=99), BAD), "invalid_alpha"),
+    # The router has looked for who has it; the engine knows itself only.
+    "chat at an alpha out of range": Refusal(
+        call(CREATE, chat(alpha=99), MISSING), "alpha_not_found", BAD
+    ),
+    "message at an alpha out of range": Refusal(
+        call(SAY, message(alpha=99), MISSING), "alpha_not_found", BAD
+    ),
+    "chat at an alpha that is none": Refusal(
+        call(CREATE, chat(alpha="much"), BAD), "invalid_alpha", BAD
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_a_refusal_raises_the_same_exception(ways: Ways, name: str) -> None:
-    """With another message, in OpenAI's form."""
-    refused = REFUSALS[name].call
-    is_anthropic = refused.method.startswith("messages")
+def test_a_refusal_raises_the_clients_own_exception(ways: Ways, name: str) -> None:
+    """Through as straight, but for an alpha out of range; in OpenAI's form."""
+    refusal, refused = REFUSALS[name], REFUSALS[name].call
     straight, through = (
-        outcome(refused, way.anthropic_client() if is_anthropic else way.openai_client())
-        for way in (ways.straight, ways.through)
+        outcome(refused, client_of(refused, way)) for way in (ways.straight, ways.through)
     )
-    assert through["error"] == straight["error"] == refused.error
-    assert through["status"] == straight["status"]
+    assert (straight["error"], through["error"]) == (refusal.straight, refused.error)
     # OpenAI's client shows what is inside of `error`, Anthropic's the whole.
+    is_anthropic = refused.method.startswith("messages")
     assert_openais_form(through["body"]["error"] if is_anthropic else through["body"])
-    assert REFUSALS[name].code in str(through["body"])
+    assert refusal.code in str(through["body"])
 
 
 def assert_openais_form(error: dict[str, Any]) -> None:
@@ -583,14 +770,13 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize("side", ["straight", "through"])
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_client_that_goes_away_ends_the_work(ways: Ways, phase: str, side: str) -> None:
+def test_a_client_that_goes_away_ends_the_work(ways: Ways, phase: str) -> None:
     """Within 2 s nothing is left to do for the engine, which had seconds of work."""
-    engine, way, wanted = ways.straight, getattr(ways, side), PHASES[phase]
+    engine, way, wanted = ways.straight, ways.through, PHASES[phase]
     until(lambda: Load.of(engine).is_idle, "the engine has nothing to do", 10)
     before = Load.of(engine).generated
-    clients = [leave_open(way, wanted, f"{phase} {side} {n}") for n in range(CLIENTS)]
+    clients = [leave_open(way, wanted, f"{phase} {n}") for n in range(CLIENTS)]
 
     def is_there() -> bool:
         load = Load.of(engine)

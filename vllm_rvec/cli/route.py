@@ -93,7 +93,7 @@ def route_command(  # noqa: PLR0917 - typer passes every option by name
     bound.append(settings.host)
     with bind_socket(settings.host, settings.port) as listener:
         router = _Router(config, load, listener, api_key, admin_key)
-        run_until_stopped(lambda: router.run(settings, as_json=as_json))
+        run_until_stopped(lambda: router.run(settings, as_json=as_json), is_fast=True)
 
 
 class _Router:

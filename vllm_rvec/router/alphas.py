@@ -163,12 +163,11 @@ def settle(
     if alphas is None:  # the table has this name, and it is the same dial
         raise KeyError(name)
     said = dial.text(alphas)
-    # The engine reads a body's alpha itself.
-    is_told = is_generating and (wish is None or wish.body is None)
     return Settled(
         said,
         {
-            ALPHA_HEADER: said if is_told else None,
+            # Also where the body says it: on some paths the engine reads the header only.
+            ALPHA_HEADER: said if is_generating else None,
             VARIANT_HEADER: name if name != asked else None,
         },
     )

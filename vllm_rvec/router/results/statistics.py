@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
-
-from scipy.special import chdtrc, ndtr, ndtri, stdtr, stdtrit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from types import ModuleType
 
 __all__ = [
     "Clusters",
@@ -235,7 +235,9 @@ def rate_difference(first: Clusters, second: Clusters) -> Difference | None:
     high = math.hypot(other.interval.high - other.value, one.value - one.interval.low)
     pooled = (one.value * n1 + other.value * n2) / (n1 + n2)
     variance = pooled * (1 - pooled) * (1 / n1 + 1 / n2)
-    p_value = 2 * float(ndtr(-abs(value) / math.sqrt(variance))) if variance > 0 else None
+    p_value = (
+        2 * float(_special().ndtr(-abs(value) / math.sqrt(variance))) if variance > 0 else None
+    )
     apart = one.value * (1 - one.value) / n1 + other.value * (1 - other.value) / n2
     interval = Interval(max(-1.0, value - low), min(1.0, value + high))
     return Difference(value, interval, p_value, math.sqrt(max(0.0, apart)))
@@ -279,7 +281,7 @@ def mean_difference(first: Clusters, second: Clusters) -> Difference | None:
     freedom = 1 / (a * a / (first.units - 1) + b * b / (second.units - 1))
     error = math.sqrt(v1 + v2)
     half = _t(freedom) * error
-    p_value = min(1.0, 2 * float(stdtr(freedom, -abs(value) / error)))
+    p_value = min(1.0, 2 * float(_special().stdtr(freedom, -abs(value) / error)))
     return Difference(value, Interval(value - half, value + half), p_value, error)
 
 
@@ -309,7 +311,7 @@ def sample_ratio_p(observed: Sequence[int], weights: Sequence[float]) -> float |
     if min(expected) < MIN_EXPECTED_UNITS:
         return None
     statistic = sum((n - e) ** 2 / e for (n, _), e in zip(pairs, expected, strict=True))
-    return float(chdtrc(len(pairs) - 1, statistic))
+    return float(_special().chdtrc(len(pairs) - 1, statistic))
 
 
 def size_factor(difference: Difference) -> float | None:
@@ -323,7 +325,7 @@ def size_factor(difference: Difference) -> float | None:
     """
     if not difference.value or not difference.standard_error:
         return None
-    wanted = _z(CONFIDENCE) + float(ndtri(POWER))
+    wanted = _z(CONFIDENCE) + float(_special().ndtri(POWER))
     factor = (wanted * difference.standard_error / difference.value) ** 2
     return factor if math.isfinite(factor) else None
 
@@ -349,8 +351,13 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 
 
 def _z(confidence: float) -> float:
-    return float(ndtri((1 + confidence) / 2))
+    return float(_special().ndtri((1 + confidence) / 2))
 
 
 def _t(freedom: float) -> float:
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+    return float(_special().stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _special() -> ModuleType:
+    """The distributions: 15 MB that a router needs only when somebody asks for results."""
+    return import_module("scipy.special")

@@ -51,6 +51,8 @@ NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
 
 DONE = b"[DONE]\n\n"
 
+DECODER = json.JSONDecoder()
+
 UNUSUAL = (
     b"event: error",
     b"event: response.failed",
@@ -354,11 +356,10 @@ def _holds_text(event: bytes) -> bool:
 
 def _usages(text: bytes) -> Iterator[Mapping[str, object]]:
     """The objects that stand behind `"usage":`."""
-    decoder = json.JSONDecoder()
     for found in USAGE.finditer(text):
         place = text[found.end() : found.end() + OVERLAP_BYTES].decode(errors="replace")
         try:
-            value, _ = decoder.raw_decode(place)
+            value, _ = DECODER.raw_decode(place)
         except (ValueError, RecursionError):
             continue  # cut off, or not JSON: unknown
         yield value
