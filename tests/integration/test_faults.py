@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import openai
 import pytest
+import yaml
 
 from tests.integration.conftest import DEMO
 from tests.support.processes import RunningServer, engine_processes, run_serve, until
+from vllm_rvec.vector.settings_file import read_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +41,17 @@ def health(server: RunningServer) -> dict[str, Any]:
     url = server.base_url.removesuffix("/v1") + "/health"
     body: dict[str, Any] = httpx.get(url).json()
     return body
+
+
+def one_variant(folder: Path) -> Path:
+    """The demo's configuration with its enhanced variant alone."""
+    settings = read_settings(DEMO / "serve.yaml")
+    del settings["routing"]
+    settings |= {"model": str(DEMO / "target"), "vector": str(DEMO / "vector")}
+    settings["variants"] = {"enhanced@1": {"alpha": 1}}
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -78,7 +91,7 @@ def test_a_killed_engine_ends_its_stream_alone_and_comes_back(fused_demo: Runnin
 
 def test_a_killed_parent_takes_its_engines_with_it(tmp_path: Path) -> None:
     """Kill -9 on `serve`: within 5 s no engine process is left to hold memory."""
-    arguments = ["--config", str(DEMO / "serve.yaml"), "--alpha", "1"]
+    arguments = ["--config", str(one_variant(tmp_path))]
     with run_serve(arguments, tmp_path / "log") as server:
         family = server.process_family()
         assert engine_processes(server.process.pid)
@@ -98,12 +111,12 @@ def test_sigterm_leaves_nothing(tmp_path: Path) -> None:
     until(lambda: not alive(family), "every process of the server is gone", 5)
 
 
-def test_a_refusal_of_the_loader_ends_the_command_with_one_clear_error() -> None:
+def test_a_refusal_of_the_loader_ends_the_command_with_one_clear_error(tmp_path: Path) -> None:
     """Found by the engine alone: the command shows its reason, its last lines, and exits with 8."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "vllm_rvec.serve", "--port", "0"),
-            *("--config", str(DEMO / "serve.yaml"), "--alpha", "1"),
+            *("--config", str(one_variant(tmp_path))),
             *("--", "--model-loader-extra-config", '{"vektor": "x"}'),
         ],
         capture_output=True,

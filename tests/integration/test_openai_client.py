@@ -139,3 +139,22 @@ def test_the_vector_does_what_it_is_for(client: openai.OpenAI) -> None:
     assert answers["base"] != answers["enhanced@1"]
     # results.json has the whole set with intervals; 60 questions leave room for chance.
     assert right["enhanced@1"] >= right["base"] + 6
+
+
+def test_fused_engines_answer_to_the_alias_as_who_they_are(fused_demo: RunningServer) -> None:
+    """The body goes through as it is; both halves of the users are there, each always the same."""
+    client = fused_demo.client()
+    messages: Any = [{"role": "user", "content": QUESTION}]
+    alone = {name: ask(client, name, QUESTION).choices[0].message.content for name in NAMES}
+    found: dict[str, set[str]] = {}
+    for user in [*"abcdefgh"] * 2:
+        raw = client.chat.completions.with_raw_response.create(
+            model=ALIAS, messages=messages, temperature=0, max_tokens=100, user=user
+        )
+        reply = raw.parse()
+        assert (raw.headers["x-rvec-alias"], raw.headers["x-rvec-reason"]) == (ALIAS, "sticky")
+        assert reply.model == raw.headers["x-rvec-variant"]
+        assert reply.choices[0].message.content == alone[reply.model]
+        found.setdefault(user, set()).add(reply.model)
+    assert all(len(models) == 1 for models in found.values())
+    assert set.union(*found.values()) == set(NAMES)

@@ -223,7 +223,7 @@ async def test_a_fused_engine_has_the_alpha_that_it_has(
     body = {"model": "enhanced@1", "alpha": alpha}
     status, _, headers = await post(http, fused_url, body, *([] if header is None else [header]))
     assert (status, headers["X-Rvec-Alpha"]) == (200, "1")
-    assert engine.seen[0].values("X-Rvec-Alpha") == ([] if header is None else [header])
+    assert not engine.seen[0].values("X-Rvec-Alpha")
 
 
 @pytest.mark.parametrize(

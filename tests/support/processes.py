@@ -47,7 +47,7 @@ class RunningServer:
     def engine(self, variant: str) -> psutil.Process:
         """Return the API server process of the engine that answers for a variant."""
         engines = engine_processes(self.process.pid)
-        (found,) = [p for p in engines if any(variant in word for word in _command(p))]
+        (found,) = [p for p in engines if _own_name(_command(p)) == variant]
         return found
 
     def process_family(self) -> list[psutil.Process]:
@@ -100,6 +100,11 @@ def _is_engine(process: psutil.Process) -> bool:
     command = _command(process)
     # The guard's command line holds the engine's: tell them apart.
     return ENGINE_MODULE in command and not any(part.endswith("guard.py") for part in command)
+
+
+def _own_name(command: Sequence[str]) -> str:
+    """The first of the names that an engine answers to; the others are for the router."""
+    return command[command.index("--served-model-name") + 1]
 
 
 def _command(process: psutil.Process) -> list[str]:

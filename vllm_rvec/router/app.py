@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from vllm_rvec.errors import RvecError
+from vllm_rvec.errors import ConfigError, RvecError
 from vllm_rvec.router.admin import ADMIN_PATHS, ALIASES_PATH, VARIANTS_PATH, AdminApi
 from vllm_rvec.router.cors import CORS_MARKS, answer_preflight
 from vllm_rvec.router.exchange import EXCHANGE, Exchange
@@ -59,7 +59,15 @@ def create_app(
 
     Returns:
         The application, for `start_server`. It starts and ends what `services` keeps on disk.
+
+    Raises:
+        ConfigError: The admin key is also a client's.
     """
+    if admin is not None and admin.keyring.shares_key_with(services.traffic.keyring):
+        raise ConfigError(
+            "The admin key is also a client's: that client could change variants.",
+            fix="Give each a key of its own (`vllm-rvec new-key`).",
+        )
     app = web.Application(
         # One, not four: each is a coroutine more for every request.
         middlewares=[_middleware(services, admin)],

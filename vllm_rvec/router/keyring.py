@@ -105,6 +105,10 @@ class Keyring:
         ]
         return found[0] if found else None
 
+    def shares_key_with(self, other: Keyring) -> bool:
+        """Whether a key is in both."""
+        return bool({digest for digest, _ in self._known} & {digest for digest, _ in other._known})
+
     def config_of(self, client: ClientKey | None) -> KeyConfig | None:
         """What is configured for a client.
 

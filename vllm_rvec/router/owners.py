@@ -18,7 +18,7 @@ from pydantic_core import from_json
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-__all__ = ["FIRST_BYTES", "Owner", "ResponseOwners", "response_id_of"]
+__all__ = ["FIRST_BYTES", "SAFE_ID", "Owner", "ResponseOwners", "response_id_of"]
 
 FIRST_BYTES: Final = 16_384
 """How far `response_id_of` looks. vLLM's `id` is within the first 70 bytes."""

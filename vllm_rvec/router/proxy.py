@@ -24,7 +24,7 @@ from vllm_rvec.router.gate import HeldTooLongError
 from vllm_rvec.router.headers import bearer, request_headers
 from vllm_rvec.router.limits import VariantBusyError
 from vllm_rvec.router.openai_errors import RequestRefusedError
-from vllm_rvec.router.owners import FIRST_BYTES, response_id_of
+from vllm_rvec.router.owners import FIRST_BYTES, SAFE_ID, response_id_of
 from vllm_rvec.router.paths import MODEL_HEADERS, Kind, read_form_model
 from vllm_rvec.router.policy import Choice
 from vllm_rvec.router.relay import brief, relay
@@ -32,6 +32,7 @@ from vllm_rvec.router.sending import CONNECTION_ERRORS, Message, Sender
 from vllm_rvec.router.shadow import ShadowRequest, ShadowTraffic
 from vllm_rvec.router.telemetry import Outcome
 from vllm_rvec.router.variants import VariantDownError, names_there_are
+from vllm_rvec.vector.dial import ALPHA_HEADER, VARIANT_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from vllm_rvec.router.services import Services
     from vllm_rvec.router.shadow import Ticket
     from vllm_rvec.router.upstreams import Upstream
+    from vllm_rvec.router.variants import VariantTable
 
 __all__ = ["MAX_BODY_BYTES", "Proxy"]
 
@@ -53,9 +55,12 @@ logger = logging.getLogger("vllm_rvec.router")
 MAX_BODY_BYTES = 64 * 2**20
 """Room for the base64 images of a multimodal request."""
 
-KEPT_BACK: Mapping[str, None] = dict.fromkeys((*MODEL_HEADERS, "Origin"))
-"""Headers that no engine gets: those that name another model, and the web page that asks. vLLM lets
-every page in by default, and that answer would be the router's."""
+KEPT_BACK: Mapping[str, None] = dict.fromkeys(
+    (*MODEL_HEADERS, "Origin", ALPHA_HEADER, VARIANT_HEADER)
+)
+"""Headers that no engine gets from a client: those that name another model or alpha, which are the
+router's to choose, and the web page that asks. vLLM lets every page in by default, and that answer
+would be the router's."""
 
 STANDS_IN_FOR = (VariantDownError, VariantBusyError, HeldTooLongError)
 """What a variant's fallback is for: it can't answer, and nothing of an answer has come."""
@@ -200,7 +205,9 @@ class Proxy:
             own.callback(self._services.traffic.limit(choice.variant).take())
             own.enter_context(self._services.metrics.under_way(choice.variant))
             own.callback(await self._variants.gate(choice.variant).enter())
-            # They can't change while this request is under way.
+            # They can't change while this request is under way; while it waited, they could.
+            if wanted.wish is not None:
+                _check_wish(wanted.wish, self._variants, choice.variant)
             settled = settle(
                 self._variants,
                 choice.variant,
@@ -228,7 +235,10 @@ class Proxy:
         self, request: web.Request, exchange: Exchange
     ) -> web.StreamResponse:
         """Ask for a stored response where it is; of one that nobody knows, everywhere."""
-        owner = self._services.owners.find(request.match_info["response_id"])
+        response_id = request.match_info["response_id"]
+        if not SAFE_ID.fullmatch(response_id):
+            raise RequestRefusedError(404, "There is no such response.", code="not_found")
+        owner = self._services.owners.find(response_id)
         there = self._variants.upstreams()
         known = [u for u in there if owner is not None and u.base_url == owner.base_url]
         if owner is not None and known:
@@ -294,6 +304,18 @@ class Proxy:
             message = Message("POST", path, body, lambda u: _copy_headers(headers, u, settled))
             answer, _ = await self._sender.send(held, variant, message)
             return answer.status, await answer.read()
+
+
+def _check_wish(wish: AlphaWish, variants: VariantTable, chosen: str) -> None:
+    """Make sure that the chosen variant still has the alphas that were asked for."""
+    if wish.variant(variants, (chosen,)) != chosen:
+        raise RequestRefusedError(
+            409,
+            f"The alpha of `{chosen}` has just been changed.",
+            code="alpha_changed",
+            param="alpha",
+            fix="Ask again.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,7 @@ async def _relay_whole(
         cut_off(request)
     finally:
         exchange.end(outcome)
-    del headers["Content-Length"]  # aiohttp's own is the same
+    headers.popall("Content-Length", None)  # aiohttp's own is the same
     return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
 
 

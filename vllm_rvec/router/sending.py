@@ -133,7 +133,10 @@ class Sender:
             try:
                 answer = await self.send_to(upstream, message, client)
             except CONNECTION_ERRORS as exc:
-                if self._note_failure(variant, upstream, exc, is_again=upstream in tried):
+                # On a connection of its own: the request itself may be what ends engines.
+                is_ended = client is not self._client and not isinstance(exc, ABSENT)
+                is_again = is_ended or upstream in tried
+                if self._note_failure(variant, upstream, exc, is_again=is_again) or is_ended:
                     break
                 # Most often a pooled connection that the engine closed while the request was on
                 # its way. Another pooled one may be as stale, so the next try opens its own.

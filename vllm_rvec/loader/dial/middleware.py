@@ -6,7 +6,8 @@ the model is called again as it was asked for, `X-Rvec-Alpha` says what was used
 `/v1/models` lists the variants.
 
 vLLM puts this outside of its check for the API key. So nothing is read or answered here before what
-is inside asks for the body, which only happens once the key was found to be right.
+is inside asks for the body, which only happens once the key was found to be right. Only an alpha in
+a header on a path that has none is refused before that.
 """
 
 from __future__ import annotations
