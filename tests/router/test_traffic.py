@@ -1591,14 +1591,14 @@ def test_a_certificate_that_can_not_be_used_is_refused(tmp_path: Path) -> None:
 )
 def test_what_may_be_exposed(host: str, is_open: bool, is_insecure: bool) -> None:
     """This machine; anything with a key; anything that is meant."""
-    check_exposure(host, is_open=is_open, is_insecure=is_insecure)
+    check_exposure(host, Routing(insecure=is_insecure), has_shared_key=not is_open)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "nobody.invalid"])
 def test_nobody_is_let_in_by_accident(host: str) -> None:
     """Without a key, beyond this machine."""
     with pytest.raises(ConfigError, match="would let anybody on the network in") as caught:
-        check_exposure(host, is_open=True, is_insecure=False)
+        check_exposure(host, Routing(), has_shared_key=False)
     assert "--insecure" in caught.value.fix
 
 

@@ -42,8 +42,7 @@ def check_config_command(
         _check_serve(path, has_key=has_key)
     else:
         config = load_route_config(path)
-        is_open = not has_key and not config.keys
-        check_exposure(config.host, is_open=is_open, is_insecure=config.insecure)
+        check_exposure(config.host, config, has_shared_key=has_key)
     typer.echo(f"{path} is right for `vllm-rvec {kind}`")
 
 
@@ -52,8 +51,8 @@ def _check_serve(path: Path, *, has_key: bool) -> None:
     mode = choose_mode(settings).mode
     routing = routing_of(settings, path, is_dial=mode == "dial")
     plan_engines(settings, mode=mode)
-    is_open = not has_key and settings.api_key is None and not routing.keys
-    check_exposure(settings.host, is_open=is_open, is_insecure=routing.insecure)
+    has_key = has_key or settings.api_key is not None
+    check_exposure(settings.host, routing, has_shared_key=has_key)
 
 
 def _schema(kind: str) -> dict[str, Any]:

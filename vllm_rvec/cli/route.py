@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vllm_rvec.cli.options import AdminKey, ApiKey, AsJson, Host, Insecure, Port
 from vllm_rvec.cli.running import (
+    add_aliases,
     address_of,
     log_to,
     run_until_stopped,
@@ -29,7 +31,6 @@ from vllm_rvec.router import (
     check_exposure,
     create_app,
     create_client,
-    hash_key,
     load_route_config,
     load_tls,
     start_server,
@@ -42,34 +43,12 @@ __all__ = ["route_command"]
 
 def route_command(  # noqa: PLR0917 - typer passes every option by name
     config: Annotated[Path, typer.Option(help="YAML file: variants and where they answer.")],
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="VLLM_RVEC_API_KEY",
-            show_envvar=True,
-            help="One key for all clients. Better in the environment: others see this line.",
-        ),
-    ] = None,
-    admin_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="VLLM_RVEC_ADMIN_KEY",
-            show_envvar=True,
-            help="Key for changing weights and alphas; without one, nobody can.",
-        ),
-    ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Answer beyond this machine without any key.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print address and names as JSON once it answers.")
-    ] = False,
+    host: Host = None,
+    port: Port = None,
+    api_key: ApiKey = None,
+    admin_key: AdminKey = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Offer engines that run elsewhere behind one OpenAI-compatible address.
 
@@ -81,9 +60,8 @@ def route_command(  # noqa: PLR0917 - typer passes every option by name
 
     def load() -> RouteConfig:
         loaded = load_route_config(config, given)
-        is_open = api_key is None and not loaded.keys
         for address in {loaded.host, *bound}:
-            check_exposure(address, is_open=is_open, is_insecure=loaded.insecure)
+            check_exposure(address, loaded, has_shared_key=api_key is not None)
         return loaded
 
     settings = load()
@@ -120,10 +98,9 @@ class _Router:
         async with AsyncExitStack() as held:
             client = await held.enter_async_context(create_client())
             services = Services.make(table, client, settings, shared_key=self._api_key)
-            app = create_app(services, admin=self._admin(settings))
-            runner = await start_server(
-                app, self._listener, shutdown_timeout=settings.drain_seconds, tls=tls
-            )
+            hashed, drain = settings.admin_key_sha256, settings.drain_seconds
+            app = create_app(services, admin=Admin.of(self._admin_key, hashed, None, drain))
+            runner = await start_server(app, self._listener, shutdown_timeout=drain, tls=tls)
             held.push_async_callback(runner.cleanup)
 
             def reload() -> Callable[[], None]:
@@ -150,12 +127,6 @@ class _Router:
             if reloading.done():
                 reloading.result()
 
-    def _admin(self, settings: RouteConfig) -> Admin | None:
-        sha256 = settings.admin_key_sha256
-        if self._admin_key is not None:
-            sha256 = hash_key(self._admin_key)
-        return None if sha256 is None else Admin.of_hash(sha256, None, settings.drain_seconds)
-
     def _print_summary(self, settings: RouteConfig, *, as_json: bool) -> None:
         port = self._listener.getsockname()[1]
         address = address_of(settings.host, port, is_tls=settings.tls is not None)
@@ -168,7 +139,5 @@ class _Router:
         table.add_row("address", f"{address}/v1")
         for name in names:
             table.add_row("model", Text(name))
-        for name, alias in settings.aliases.items():
-            split = ", ".join(f"{variant}: {weight:g}" for variant, weight in alias.split.items())
-            table.add_row("alias", Text(f"{name}  ({split})"))
+        add_aliases(table, settings)
         Console().print(table)

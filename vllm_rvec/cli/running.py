@@ -10,10 +10,19 @@ from contextlib import suppress
 import uvloop
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
 
 from vllm_rvec.router import Routing
 
-__all__ = ["address_of", "log_to", "run_until_stopped", "stop_event", "warn_of_restart"]
+__all__ = [
+    "add_aliases",
+    "address_of",
+    "log_to",
+    "run_until_stopped",
+    "stop_event",
+    "warn_of_restart",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +83,13 @@ def address_of(host: str, port: int, *, is_tls: bool = False) -> str:
     scheme = "https" if is_tls else "http"
     host = "127.0.0.1" if host in {"0.0.0.0", "::"} else host
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def add_aliases(table: Table, routing: Routing) -> None:
+    """Show what each alias stands for."""
+    for name, alias in routing.aliases.items():
+        split = ", ".join(f"{variant}: {weight:g}" for variant, weight in alias.split.items())
+        table.add_row("alias", Text(f"{name}  ({split})"))
 
 
 def warn_of_restart(started: Routing, changed: Routing) -> None:

@@ -15,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_rvec.cli.locating import find_vector
+from vllm_rvec.cli.options import AdminKey, ApiKey, AsJson, Host, Insecure, Port
 from vllm_rvec.cli.progress import show_when_slow
 from vllm_rvec.cli.routing import routing_of
 from vllm_rvec.cli.running import (
+    add_aliases,
     address_of,
     log_to,
     run_until_stopped,
@@ -36,7 +38,6 @@ from vllm_rvec.router import (
     check_exposure,
     create_app,
     create_client,
-    hash_key,
     load_tls,
     start_server,
 )
@@ -119,40 +120,18 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
     force: Annotated[
         bool, typer.Option("--force", help="Go on where the check of vector and target refuses.")
     ] = False,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on; 0 takes a free one.", show_default="8000")
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="VLLM_RVEC_API_KEY",
-            show_envvar=True,
-            help="Key that clients must send. Better in the environment: others see this line.",
-        ),
-    ] = None,
-    admin_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="VLLM_RVEC_ADMIN_KEY",
-            show_envvar=True,
-            help="Key for changing a variant's alpha while it serves; without one, nobody can.",
-        ),
-    ] = None,
+    host: Host = None,
+    port: Port = None,
+    api_key: ApiKey = None,
+    admin_key: AdminKey = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with all of this; flags given here win.")
     ] = None,
     verbose: Annotated[
         bool, typer.Option(help="Show every line of the engines, on a terminal too.")
     ] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Answer beyond this machine without any key.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print address and names as JSON once all is ready.")
-    ] = False,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Serve a target beside itself with a vector added, behind one OpenAI-compatible address.
 
@@ -172,12 +151,11 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
         "api_key": api_key,
         "admin_key": admin_key,
     }
-    settings = load_config(config, given)
+    settings = written = load_config(config, given)
     words = _engine_arguments(context)
     choice = choose_mode(settings, words)
     routing = routing_of(settings, config, is_dial=choice.mode == "dial", insecure=insecure)
-    is_open = settings.api_key is None and not routing.keys
-    check_exposure(settings.host, is_open=is_open, is_insecure=routing.insecure)
+    check_exposure(settings.host, routing, has_shared_key=settings.api_key is not None)
     plan_engines(settings, words, mode=choice.mode)  # what is wrong there costs nothing to say
     settings = settings.found_in([find_vector(vector.path).folder for vector in settings.recipe])
     if choice.mode == "dial":
@@ -203,7 +181,7 @@ def serve_command(  # noqa: PLR0917 - typer passes every option by name
             fingerprint=_fingerprint(settings),
         )
         if config is not None:
-            server.follow(config, lambda: load_config(config, given), insecure=insecure)
+            server.follow(config, written, lambda: load_config(config, given), insecure=insecure)
         run_until_stopped(lambda: server.run(as_json=as_json))
 
 
@@ -254,20 +232,22 @@ class _Server:
         self._fingerprint = fingerprint
         self._reload: tuple[Path, Callable[[], Callable[[], None]]] | None = None
 
-    def follow(self, path: Path, load: Callable[[], ServeConfig], *, insecure: bool) -> None:
+    def follow(
+        self, path: Path, written: ServeConfig, load: Callable[[], ServeConfig], *, insecure: bool
+    ) -> None:
         """Take in what changes under `routing` while it runs.
 
         Args:
             path: The configuration's file.
+            written: As it was read at the start.
             load: Reads it again.
             insecure: `--insecure` of the command line.
         """
-        written = load().model_dump(exclude={"routing"})
 
         def read() -> Callable[[], None]:
             changed = load()
             routing = self._changed_routing(changed, path, insecure=insecure)
-            if changed.model_dump(exclude={"routing"}) != written:
+            if changed.model_dump(exclude={"routing"}) != written.model_dump(exclude={"routing"}):
                 logger.warning("only what stands under `routing` is read again; restart for more")
             return lambda: self._services.apply(routing) if self._services else None
 
@@ -282,8 +262,8 @@ class _Server:
             _check_new_aliases(new, is_dial=is_dial)
         if self._services is not None:
             self._services.check(routing)
-        is_open = self._settings.api_key is None and not routing.keys
-        check_exposure(self._settings.host, is_open=is_open, is_insecure=routing.insecure)
+        has_key = self._settings.api_key is not None
+        check_exposure(self._settings.host, routing, has_shared_key=has_key)
         if routing.tls is not None and self._tls is not None:
             load_tls(routing.tls, self._tls)  # last: what is refused changes nothing
         warn_of_restart(self._routing, routing)
@@ -355,12 +335,13 @@ class _Server:
         self._console.on_state(spec, state, detail, engine)
 
     def _admin(self) -> Admin | None:
-        sha256 = self._routing.admin_key_sha256
-        if (key := self._settings.admin_key) is not None:
-            sha256 = hash_key(key.get_secret_value())
-        if sha256 is None:
-            return None
-        return Admin.of_hash(sha256, self._change_alpha, self._settings.drain_seconds)
+        key = self._settings.admin_key
+        return Admin.of(
+            key.get_secret_value() if key else None,
+            self._routing.admin_key_sha256,
+            self._change_alpha,
+            self._settings.drain_seconds,
+        )
 
     async def _change_alpha(self, name: str, alpha: float) -> AlphaChange:
         """Change a fused engine; the router turns a dial by itself."""
@@ -384,9 +365,7 @@ class _Server:
         for spec in self._specs:
             for variant in spec.variants:
                 table.add_row("model", Text(f"{variant.name}  (alpha {variant.alpha_text})"))
-        for name, alias in self._routing.aliases.items():
-            split = ", ".join(f"{variant}: {weight:g}" for variant, weight in alias.split.items())
-            table.add_row("alias", Text(f"{name}  ({split})"))
+        add_aliases(table, self._routing)
         if (allowed := self._variants.alpha_range) is not None:
             table.add_row("model", f"any alpha in {allowed}: enhanced@A")
         Console().print(table)

@@ -21,7 +21,7 @@ from vllm_rvec.router.assignment import Reason
 from vllm_rvec.router.bodies import read_model
 from vllm_rvec.router.config import Weight, check_weights
 from vllm_rvec.router.exchange import EXCHANGE
-from vllm_rvec.router.keyring import KeyConfig, Keyring
+from vllm_rvec.router.keyring import KeyConfig, Keyring, hash_key
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.policy import Choice
 from vllm_rvec.router.settings import Settings
@@ -65,6 +65,22 @@ class Admin:
     with a dial. None where the engines are not ours."""
     drain_seconds: float = 30.0
     """How long requests under way may take to end before that."""
+
+    @classmethod
+    def of(
+        cls,
+        key: str | None,
+        sha256: str | None,
+        change_alpha: ChangeAlpha | None,
+        drain_seconds: float,
+    ) -> Admin | None:
+        """Whoever shows the key, or one of this hash; None where there is neither.
+
+        Raises:
+            ConfigError: The key is empty.
+        """
+        found = sha256 if key is None else hash_key(key)
+        return None if found is None else cls.of_hash(found, change_alpha, drain_seconds)
 
     @classmethod
     def of_hash(cls, sha256: str, change_alpha: ChangeAlpha | None, drain_seconds: float) -> Admin:

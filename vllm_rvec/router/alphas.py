@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from multidict import CIMultiDictProxy
     from pydantic import JsonValue
 
-    from vllm_rvec.router.variants import VariantFacts, VariantTable
+    from vllm_rvec.router.variants import VariantTable
     from vllm_rvec.vector.dial import Alphas, Dial
 
 __all__ = ["AlphaWish", "Settled", "invalid_alpha", "settle"]
@@ -74,9 +74,9 @@ class AlphaWish:
         Raises:
             AlphaRequestError: They can't be read, or are out of range.
         """
-        return (
-            dial.of_value(self.body) if self.body is not None else dial.of_header(self.header or "")
-        )
+        if self.body is not None:
+            return dial.of_value(self.body)
+        return dial.of_header(self.header or "")
 
     def _of_dial_or_listed(
         self, variants: VariantTable, dial: Dial, preferred: Sequence[str], alphas: Alphas
@@ -106,7 +106,7 @@ class AlphaWish:
         if found is not None:
             return found
         there = ", ".join(
-            f"{name} ({_text(facts)})"
+            f"{name} ({_text(facts.alpha)})"
             for name in variants.names()
             if (facts := variants.facts(name)) is not None and facts.alpha is not None
         )
@@ -158,7 +158,7 @@ def settle(
     dial = variants.dial
     if dial is None or not variants.is_of_dial(name):
         facts = variants.facts(name)
-        return Settled(None if facts is None or facts.alpha is None else _text(facts), {})
+        return Settled(None if facts is None or facts.alpha is None else _text(facts.alpha), {})
     alphas = dial.of_model(name) if wish is None else wish.of_dial(dial)
     if alphas is None:  # the table has this name, and it is the same dial
         raise KeyError(name)
@@ -192,9 +192,5 @@ def _parsed(header: str) -> float | None:
         return None
 
 
-def _text(facts: VariantFacts) -> str:
-    if facts.alpha is None:
-        return "unknown"
-    if isinstance(facts.alpha, float | int):
-        return alpha_text(facts.alpha)
-    return alphas_text(facts.alpha)
+def _text(alpha: float | Mapping[str, float]) -> str:
+    return alpha_text(alpha) if isinstance(alpha, float | int) else alphas_text(alpha)

@@ -14,10 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    Discriminator,
     Field,
-    PlainValidator,
-    Tag,
     ValidationError,
 )
 
@@ -27,8 +24,8 @@ from vllm_rvec.router.results.store import ResultsConfig
 from vllm_rvec.router.settings import Settings
 from vllm_rvec.router.shadow import ShadowConfig
 from vllm_rvec.router.upstreams import Upstream
-from vllm_rvec.vector.alpha import AlphaNumber
-from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial
+from vllm_rvec.vector.dial import DEFAULT_RANGE, Dial
+from vllm_rvec.vector.dial_settings import Range, VariantAlpha, alphas_of
 from vllm_rvec.vector.settings_file import problems_of, read_settings
 
 if TYPE_CHECKING:
@@ -81,19 +78,6 @@ def _as_alias(value: object) -> object:
     return {"split": {value: 1.0}} if isinstance(value, str) else value
 
 
-def _read_range(value: object) -> AlphaRange:
-    if isinstance(value, AlphaRange):
-        return value
-    if not isinstance(value, str):
-        msg = "should be the two ends, such as -1:2"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError, not TypeError
-    try:
-        return AlphaRange.parse(value)
-    except ConfigError as exc:
-        msg = f"{exc.what}; {exc.fix}"
-        raise ValueError(msg) from None
-
-
 def _check_url(url: str) -> str:
     if not _is_address(url):
         msg = "should be http://HOST:PORT or https://HOST:PORT, without a key in it"
@@ -113,20 +97,10 @@ def _is_address(url: str) -> bool:
         return False
 
 
-def _kind_of_alpha(value: object) -> str:
-    return "[names]" if isinstance(value, dict) else "[number]"
-
-
 Name = Annotated[str, AfterValidator(_check_name)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PathText = Annotated[str, Field(min_length=1)]
-# By a tag: else pydantic tells each problem once for each form that an alpha can have.
-VariantAlpha = Annotated[
-    Annotated[AlphaNumber, Tag("[number]")]
-    | Annotated[dict[str, AlphaNumber], Field(min_length=1), Tag("[names]")],
-    Discriminator(_kind_of_alpha),
-]
 
 
 class UpstreamConfig(Settings):
@@ -194,9 +168,7 @@ class DialConfig(Settings):
     vectors: Annotated[list[Name], Field(min_length=1)] = Field(default_factory=lambda: ["vector"])
     """The vectors' names, in the engines' order."""
 
-    alpha_range: Annotated[AlphaRange, PlainValidator(_read_range, json_schema_input_type=str)] = (
-        DEFAULT_RANGE
-    )
+    alpha_range: Range = DEFAULT_RANGE
     """Between which alphas requests may choose, as `-1:2`."""
 
 
@@ -343,7 +315,7 @@ class RouteConfig(Routing):
             return None
         names = tuple(self.dial.vectors)
         alphas = {
-            name: _alphas(variant.alpha, names)
+            name: alphas_of(variant.alpha or 0.0, names)
             for name, variant in self.variants.items()
             if variant.upstreams is None
         }
@@ -373,12 +345,6 @@ class RouteConfig(Routing):
             yield "`dial.vectors`: one of them is there twice"
         if all(variant.upstreams is not None for variant in self.variants.values()):
             yield "`dial`: every variant has upstreams of its own, so that none is the dial's"
-
-
-def _alphas(alpha: float | dict[str, float] | None, names: Sequence[str]) -> tuple[float, ...]:
-    if isinstance(alpha, dict):
-        return tuple(alpha.get(name, 0.0) + 0.0 for name in names)
-    return ((alpha or 0.0) + 0.0,) * len(names)  # -0.0 is 0.0
 
 
 def load_route_config(path: Path, overrides: Mapping[str, object] | None = None) -> RouteConfig:

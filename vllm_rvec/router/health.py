@@ -80,7 +80,7 @@ class HealthWatch:
         """Whether an upstream is well, and how many failures in a row are one too many."""
         try:
             async with self._client.get(
-                upstream.base_url + "/health",
+                upstream.url("/health"),
                 timeout=aiohttp.ClientTimeout(total=config.timeout_seconds),
             ) as answer:
                 # Not every OpenAI-compatible server has this path; one that says so is well.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vllm_rvec.router.headers import bearer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable
 
     from vllm_rvec.router.services import Services
     from vllm_rvec.router.upstreams import Upstream
@@ -61,7 +61,7 @@ class ModelsApi:
             A card each: the engine's own where it gives one, else a bare one. One engine that
             does not answer spoils only its own cards.
         """
-        ready = {name: self._variants.find(name) for name in self._ready_names()}
+        ready = self._ready()
         cards = await self._cards(set(ready.values()))
         data = [self._card(name, cards[upstream]) for name, upstream in ready.items()]
         data += [self._alias_card(name, ready, cards) for name in self._traffic.routing.aliases]
@@ -76,8 +76,8 @@ class ModelsApi:
         """
         name = request.match_info["name"]
         if self._traffic.alias(name) is not None:
-            ready = {variant: self._variants.find(variant) for variant in self._ready_names()}
-            first = next((v for v in self._traffic.weights(name) if v in ready), None)
+            ready = self._ready()
+            first = self._first_ready(name, ready)
             cards = {} if first is None else await self._cards([ready[first]])
             return web.json_response(self._alias_card(name, ready, cards))
         if not self._variants.has(name):
@@ -101,9 +101,15 @@ class ModelsApi:
             {"status": status, "variants": states}, status=200 if ready_count else 503
         )
 
-    def _ready_names(self) -> list[str]:
+    def _ready(self) -> dict[str, Upstream]:
+        """An upstream of each variant that has one."""
         names = self._variants.names()
-        return [name for name in names if self._variants.down_reason(name) is None]
+        ready = [name for name in names if self._variants.down_reason(name) is None]
+        return {name: self._variants.find(name) for name in ready}
+
+    def _first_ready(self, alias: str, ready: Container[str]) -> str | None:
+        """The first variant of an alias that is ready."""
+        return next((name for name in self._traffic.weights(alias) if name in ready), None)
 
     async def _cards(self, upstreams: Iterable[Upstream]) -> dict[Upstream, dict[str, Any]]:
         """Each upstream's cards by name, asked at once, each upstream once."""
@@ -114,7 +120,7 @@ class ModelsApi:
         """An upstream's cards by name; empty where it doesn't give them."""
         try:
             async with self._client.get(
-                upstream.base_url.rstrip("/") + "/v1/models",
+                upstream.url("/v1/models"),
                 headers=bearer(upstream),
                 timeout=aiohttp.ClientTimeout(total=CARD_SECONDS),
             ) as answer:
@@ -128,11 +134,10 @@ class ModelsApi:
         self, name: str, ready: dict[str, Upstream], cards: dict[Upstream, dict[str, Any]]
     ) -> dict[str, Any]:
         """An alias's card: what its first variant that is ready can do, and its weights."""
-        weights = self._traffic.weights(name)
-        first = next((variant for variant in weights if variant in ready), None)
+        first = self._first_ready(name, ready)
         card = {} if first is None else self._card(first, cards[ready[first]])
         card = {**_bare_card(name), **card, "id": name}
-        return {**card, "rvec": {"split": dict(weights)}}
+        return {**card, "rvec": {"split": dict(self._traffic.weights(name))}}
 
     def _card(self, name: str, cards: dict[str, Any]) -> dict[str, Any]:
         """A variant's card, with what it is: a name may say another alpha than the one served."""

@@ -190,7 +190,7 @@ class Sender:
         try:
             return await (client or self._client).request(
                 message.method,
-                URL(upstream.base_url.rstrip("/") + message.path, encoded=True),
+                URL(upstream.url(message.path), encoded=True),
                 data=_payload(message.body),
                 headers=message.headers(upstream),
                 allow_redirects=False,

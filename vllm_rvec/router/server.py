@@ -17,7 +17,7 @@ from vllm_rvec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-    from vllm_rvec.router.config import TlsConfig
+    from vllm_rvec.router.config import Routing, TlsConfig
 
 __all__ = ["bind_socket", "check_exposure", "is_loopback", "load_tls", "start_server"]
 
@@ -154,18 +154,20 @@ def is_loopback(host: str) -> bool:
     return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
 
 
-def check_exposure(host: str, *, is_open: bool, is_insecure: bool) -> None:
+def check_exposure(host: str, routing: Routing, *, has_shared_key: bool) -> None:
     """Refuse to answer everybody on a network by accident.
 
     Args:
         host: Where clients will be answered.
-        is_open: Whether no key is asked for.
-        is_insecure: Whether that is meant.
+        routing: Which keys are asked for, and whether none is meant.
+        has_shared_key: Whether there is a key beside those.
 
     Raises:
         ConfigError: It is reachable from elsewhere, asks for no key, and nobody said that it may.
     """
-    if is_open and not is_insecure and not is_loopback(host):
+    if has_shared_key or routing.keys or routing.insecure:
+        return
+    if not is_loopback(host):
         raise ConfigError(
             f"Without a key, {host} would let anybody on the network in.",
             fix="Set a key (`api_key`, or `keys` with `vllm-rvec new-key`), or say --insecure.",

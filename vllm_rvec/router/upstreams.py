@@ -29,6 +29,10 @@ class Upstream:
     api_key: str | None = field(repr=False)
     """What the router sends it as a bearer token. Kept out of `repr`, so out of logs."""
 
+    def url(self, path: str) -> str:
+        """Where a path of it is, with its query if it has one."""
+        return self.base_url.rstrip("/") + path
+
 
 @dataclass(slots=True)
 class _Condition:

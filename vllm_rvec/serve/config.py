@@ -12,21 +12,19 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
     JsonValue,
-    PlainValidator,
     PrivateAttr,
     SecretStr,
-    Tag,
     ValidationError,
     model_validator,
 )
 
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.vector.alpha import AlphaNumber, alpha_problem, alpha_text
+from vllm_rvec.vector.alpha import alpha_problem, alpha_text
 from vllm_rvec.vector.compatibility.structure import Vocabulary
-from vllm_rvec.vector.dial import DEFAULT_RANGE, AlphaRange, Dial, VectorDtype, vector_names
+from vllm_rvec.vector.dial import DEFAULT_RANGE, Dial, VectorDtype, vector_names
+from vllm_rvec.vector.dial_settings import Range, VariantAlpha, alphas_of, refuse_bool
 from vllm_rvec.vector.recipe import RecipeVector, Vectors
 from vllm_rvec.vector.recipe_file import vectors_beside
 from vllm_rvec.vector.settings_file import beside, problems_of, read_settings
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vllm_rvec.vector.dial import Alphas
 
 __all__ = [
     "ServeConfig",
@@ -85,30 +82,6 @@ def _check_flag_value(value: JsonValue) -> JsonValue:
     return value
 
 
-def _refuse_bool(value: object) -> object:
-    if isinstance(value, bool):
-        msg = "should be a number, not true or false"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError, not TypeError
-    return value
-
-
-def _read_range(value: object) -> AlphaRange:
-    if isinstance(value, AlphaRange):
-        return value
-    if not isinstance(value, str):
-        msg = "should be the two ends, such as -1:2"
-        raise ValueError(msg)  # noqa: TRY004 - as above
-    try:
-        return AlphaRange.parse(value)
-    except ConfigError as exc:
-        msg = f"{exc.what}; {exc.fix}"
-        raise ValueError(msg) from None
-
-
-def _kind_of_alpha(value: object) -> str:
-    return "[names]" if isinstance(value, dict) else "[number]"
-
-
 VariantName = Annotated[str, AfterValidator(_check_variant_name)]
 VariableName = Annotated[str, AfterValidator(_check_variable_name)]
 # YAML reads `VLLM_CPU_KVCACHE_SPACE: 1` as a number; the environment holds text.
@@ -116,15 +89,6 @@ VariableValue = Annotated[
     str, Field(coerce_numbers_to_str=True), AfterValidator(_check_variable_value)
 ]
 FlagValue = Annotated[JsonValue, AfterValidator(_check_flag_value)]
-Number = Annotated[AlphaNumber, BeforeValidator(_refuse_bool)]
-# By a tag: else pydantic tells each problem once for each form that an alpha can have. `_plain`
-# leaves out what stands in brackets.
-VariantAlpha = Annotated[
-    Annotated[Number, Tag("[number]")]
-    | Annotated[dict[str, Number], Field(min_length=1), Tag("[names]")],
-    Discriminator(_kind_of_alpha),
-]
-Range = Annotated[AlphaRange, PlainValidator(_read_range)]
 
 
 class VariantConfig(BaseModel):
@@ -179,7 +143,7 @@ class ServeConfig(BaseModel):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     """The address on which clients are answered. Engines always stay on the loopback."""
 
-    port: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=65535)] = 8000
+    port: Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=65535)] = 8000
     """The port on which clients are answered; 0 takes any free one."""
 
     api_key: Annotated[SecretStr, Field(min_length=1)] | None = None
@@ -189,7 +153,7 @@ class ServeConfig(BaseModel):
     """What must be sent, in the same way, to change a variant's alpha while it serves; without it,
     nobody can."""
 
-    drain_seconds: Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0)] = 30
+    drain_seconds: Annotated[int, BeforeValidator(refuse_bool), Field(ge=0)] = 30
     """How long requests in flight may go on once the server has been told to stop, or a variant's
     alpha is to be changed."""
 
@@ -271,14 +235,8 @@ class ServeConfig(BaseModel):
     def dial(self) -> Dial:
         """What a dial engine would answer to."""
         names = vector_names(self.recipe)
-        alphas = {name: _alphas(said, names) for name, said in self.variants.items()}
+        alphas = {name: alphas_of(said.alpha, names) for name, said in self.variants.items()}
         return Dial(names, alphas, self.alpha_range or DEFAULT_RANGE)
-
-
-def _alphas(variant: VariantConfig, vectors: Sequence[str]) -> Alphas:
-    if isinstance(variant.alpha, dict):
-        return tuple(variant.alpha.get(name, 0.0) + 0.0 for name in vectors)
-    return (variant.alpha + 0.0,) * len(vectors)  # -0.0 is 0.0
 
 
 def variant_name(alpha: float) -> str:
