@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import aiohttp
 import openai
 import pytest
 from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_rvec.router import (
     Admin,
@@ -161,6 +163,41 @@ async def busy_stream(request: web.Request) -> web.StreamResponse:
         await asyncio.sleep(0.001)
 
 
+async def run_router(
+    resources: AsyncExitStack,
+    services: Services,
+    admin: Admin | None,
+    *,
+    is_watching: bool,
+    tls: ssl.SSLContext | None = None,
+) -> str:
+    """Run a router until the test ends; gives its address without a slash at the end."""
+    listener = bind_socket("127.0.0.1", 0)
+    scheme = "http" if tls is None else "https"
+    url = f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
+    app = create_app(services, admin=admin, is_watching=is_watching)
+    runner = await start_server(app, listener, shutdown_timeout=0.2, tls=tls)
+    resources.push_async_callback(runner.cleanup)
+    return url
+
+
+def sample_of(text: str, name: str, labels: Mapping[str, str]) -> float:
+    """The sum of a metric's samples that have these labels; 0 where there is none."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def until(is_so: Callable[[], object], seconds: float = 5) -> None:
+    """Wait for what has no event to wait for."""
+    async with asyncio.timeout(seconds):
+        while not is_so():  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.005)
+
+
 StartEngine = Callable[[], Awaitable[StandInEngine]]
 StartRouter = Callable[..., Awaitable[str]]
 
@@ -213,14 +250,9 @@ async def start_router(resources: AsyncExitStack) -> StartRouter:
         admin: Admin | None = None,
         is_watching: bool = False,
     ) -> str:
-        listener = bind_socket("127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         client = await resources.enter_async_context(create_client())
         services = Services.make(variants, client, routing, shared_key=api_key)
-        app = create_app(services, admin=admin, is_watching=is_watching)
-        runner = await start_server(app, listener, shutdown_timeout=0.2)
-        resources.push_async_callback(runner.cleanup)
-        return url
+        return await run_router(resources, services, admin, is_watching=is_watching)
 
     return start
 

@@ -34,12 +34,6 @@ def answers(status: int) -> Answer:
     return answer
 
 
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not is_so():  # noqa: ASYNC110 - what is awaited has no event
-            await asyncio.sleep(0.005)
-
-
 class Watched:
     """A table of one variant, and what the watch says of it."""
 

@@ -221,7 +221,8 @@ async def test_places_come_back_however_a_request_ends(limiter: Limiter, ending:
     inside = asyncio.Event()
 
     async def answer() -> None:
-        with limiter.admit(TEAM, limits(most=1)), variant.hold():
+        with limiter.admit(TEAM, limits(most=1)), ExitStack() as held:
+            held.callback(variant.take())
             inside.set()
             if ending == "error":
                 raise ConnectionResetError
@@ -241,16 +242,16 @@ async def test_places_come_back_however_a_request_ends(limiter: Limiter, ending:
 def test_a_busy_variant_says_so() -> None:
     """503, with which variant, how many, and when to ask again."""
     limit = InFlightLimit("enhanced@1", 1)
-    with limit.hold():
-        with pytest.raises(VariantBusyError) as caught, limit.hold():
-            pass
-        assert limit.in_flight == 1
+    give_back = limit.take()
+    with pytest.raises(VariantBusyError) as caught:
+        limit.take()
+    assert limit.in_flight == 1
+    give_back()
     error = caught.value
     assert (error.status, error.code, error.retry_after_seconds) == (503, "model_busy", 1)
     assert (error.variant, error.max_in_flight) == ("enhanced@1", 1)
     assert "'enhanced@1' is busy" in str(error)
-    with limit.hold():
-        pass
+    limit.take()
 
 
 def test_a_variants_limit_may_change_while_it_answers() -> None:
@@ -258,11 +259,11 @@ def test_a_variants_limit_may_change_while_it_answers() -> None:
     limit = InFlightLimit("base", None)
     with ExitStack() as inside:
         for _ in range(3):
-            inside.enter_context(limit.hold())
+            inside.callback(limit.take())
         limit.max_in_flight = 2
         with pytest.raises(VariantBusyError):
-            inside.enter_context(limit.hold())
+            limit.take()
         limit.max_in_flight = 4
-        inside.enter_context(limit.hold())
+        inside.callback(limit.take())
         assert limit.in_flight == 4
     assert limit.in_flight == 0

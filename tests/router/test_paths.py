@@ -32,6 +32,7 @@ from vllm_rvec.router.paths import (
     denial,
     read_form_model,
 )
+from vllm_rvec.router.shadow import SHADOWED_PATHS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -158,11 +159,16 @@ def test_nothing_is_decided_on_twice() -> None:
     assert len({(path.method, path.template) for path in FORWARDED}) == len(FORWARDED)
 
 
-def test_only_what_generates_without_leaving_anything_is_shadowed() -> None:
-    """Stored responses are not; embeddings have nothing to compare."""
-    shadowed = {path.template for path in FORWARDED if path.can_be_shadowed}
-    assert {"/v1/chat/completions", "/v1/completions", "/v1/messages"} <= shadowed
-    assert not any(path.startswith("/v1/responses") for path in shadowed)
+def test_only_what_generates_is_shadowed() -> None:
+    """Embeddings have nothing to compare; stored responses are nobody else's."""
+    generating = {path.template for path in FORWARDED if path.is_generating}
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/messages"} <= SHADOWED_PATHS
+    assert generating >= SHADOWED_PATHS
+    assert not any(path.startswith("/v1/responses/") for path in SHADOWED_PATHS)
+
+
+def test_only_stored_responses_leave_something_behind() -> None:
+    """Making one, and cancelling it."""
     assert {path.template for path in FORWARDED if path.is_stateful} == {
         "/v1/responses",
         "/v1/responses/{response_id}/cancel",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -268,14 +269,15 @@ def test_a_split_may_name_alphas_that_nobody_listed() -> None:
 def test_those_in_flight_are_counted_on_under_another_configuration() -> None:
     """A reload must not let twice as many in."""
     dealt = traffic(variants={"base": {"max_in_flight": 1}})
-    with dealt.limit("base").hold():
+    with ExitStack() as held:
+        held.callback(dealt.limit("base").take())
         dealt.replace(Routing.model_validate({"variants": {"base": {"max_in_flight": 2}}}))
-        with dealt.limit("base").hold():
-            with pytest.raises(VariantBusyError), dealt.limit("base").hold():
-                pass
-            dealt.replace(Routing())
-            with dealt.limit("base").hold():
-                assert dealt.limit("base").in_flight == 3
+        held.callback(dealt.limit("base").take())
+        with pytest.raises(VariantBusyError):
+            dealt.limit("base").take()
+        dealt.replace(Routing())
+        held.callback(dealt.limit("base").take())
+        assert dealt.limit("base").in_flight == 3
     assert dealt.limit("base").in_flight == 0
 
 
@@ -284,20 +286,17 @@ def test_a_dials_name_that_only_the_limits_list_has_its_limit() -> None:
     policy = {"enhanced@0.25": {"max_in_flight": 1, "fallback": "base"}}
     dealt = traffic(mixed(), variants=policy)
     assert dealt.fallback("enhanced@0.25") == "base"
-    with (
-        dealt.limit("enhanced@0.25").hold(),
-        pytest.raises(VariantBusyError),
-        dealt.limit("enhanced@0.25").hold(),
-    ):
-        pass
+    dealt.limit("enhanced@0.25").take()
+    with pytest.raises(VariantBusyError):
+        dealt.limit("enhanced@0.25").take()
 
 
 def test_names_that_clients_make_up_are_not_kept() -> None:
     """A dial answers to millions of names."""
     dealt = traffic(mixed())
     for n in range(100):
-        with dealt.limit(f"enhanced@0.{n + 100}").hold():
-            pass
+        give_back = dealt.limit(f"enhanced@0.{n + 100}").take()
+        give_back()
     assert len(dealt._limits) <= 3
 
 

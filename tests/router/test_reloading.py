@@ -19,12 +19,11 @@ import aiohttp
 import pytest
 import watchfiles
 from aiohttp import web
-from prometheus_client.parser import text_string_to_metric_families
 
 from vllm_rvec.cli.route import _Router
 from vllm_rvec.router import bind_socket, hash_key, load_route_config, reloading
 
-from .conftest import StandInEngine, begin_events, chat_event
+from .conftest import StandInEngine, begin_events, chat_event, sample_of
 from .test_traffic import trusting, write_certificate
 
 if TYPE_CHECKING:
@@ -51,12 +50,7 @@ class Route:
         """One value of those that Prometheus reads; 0 where there is none."""
         async with self.http.get(self.url + "/metrics") as answer:
             text = await answer.text()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == f"vllm_rvec_router_{name}" and labels.items() <= sample.labels.items()
-        )
+        return sample_of(text, f"vllm_rvec_router_{name}", labels)
 
     async def generation(self) -> float:
         """How often the configuration has been set."""

@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 from pydantic import ValidationError
 
 from vllm_rvec.errors import UpstreamError
-from vllm_rvec.router import create_client, shadow
+from vllm_rvec.router import create_client, shadow_pairs
 from vllm_rvec.router.shadow import (
     ShadowConfig,
     ShadowRequest,
@@ -96,6 +96,12 @@ async def traffic(fake: Shadow) -> AsyncIterator[ShadowTraffic]:
     made = ShadowTraffic(fake.send, fake.count, rng=random.Random(7))  # noqa: S311 - no secret
     yield made
     await made.aclose()
+
+
+def answer(ticket: Ticket, body: bytes, status: int = 200) -> None:
+    """Hand in a whole live reply."""
+    ticket.chunk(body)
+    ticket.done(status, is_complete=True)
 
 
 def request(
@@ -317,7 +323,7 @@ async def test_a_hung_shadow_holds_no_more_than_its_queue(
     for _ in range(200):
         ticket = traffic.offer("assistant", hung, request({"model": "x" * 1000_000}))
         if ticket is not None:
-            ticket.live(200, b"y" * 1000_000)
+            answer(ticket, b"y" * 1000_000)
             tickets.append(ticket)
         await asyncio.sleep(0)
     assert len(tickets) == 8
@@ -335,7 +341,7 @@ async def test_pairs_hold_a_bounded_memory_together(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Where live streams outlast their copies, further pairs are left out, and said so once."""
-    monkeypatch.setattr(shadow, "PAIR_MEMORY_BYTES", 100_000)
+    monkeypatch.setattr(shadow_pairs, "PAIR_MEMORY_BYTES", 100_000)
     bounded = ShadowTraffic(fake.send, fake.count)
     kept = config(record=str(tmp_path / "pairs.jsonl"), queue=1000)
     tickets = [bounded.offer("assistant", kept, request()) for _ in range(100)]
@@ -543,12 +549,12 @@ async def test_a_pair_holds_the_request_and_both_answers(
     kept = config(record=str(pairs_file))
     asked = {"model": "assistant", "messages": []}
     early = take(traffic.offer("assistant", kept, request(asked, request_id="early")))
-    early.live(200, b'{"text": "live"}')
+    answer(early, b'{"text": "live"}')
     await until(lambda: total(fake))
     late = take(traffic.offer("assistant", kept, request(asked, request_id="late")))
     await until(lambda: total(fake) == 2)
-    late.live(200, b'{"text": "live"}')
-    late.live(200, b"again")
+    answer(late, b'{"text": "live"}')
+    answer(late, b"again")
     await traffic.aclose()
     pairs = read_pairs(pairs_file)
     assert [pair["request_id"] for pair in pairs] == ["early", "late"]
@@ -593,17 +599,16 @@ async def test_a_streamed_answer_is_kept_as_its_events(
         (b'{"x": NaN}', '{"x": NaN}'),
         (b"[" * 10_000, "[" * 10_000),
         (b"", ""),
-        (None, None),
         (b"x" * (2**20 + 1), None),
     ],
-    ids=["text", "NaN", "nested", "empty", "unknown", "large"],
+    ids=["text", "NaN", "nested", "empty", "large"],
 )
 async def test_an_answer_that_is_no_json_is_kept_as_text(
-    traffic: ShadowTraffic, pairs_file: Path, body: bytes | None, kept: str | None
+    traffic: ShadowTraffic, pairs_file: Path, body: bytes, kept: str | None
 ) -> None:
     """And not at all beyond 1 MiB, on either side."""
     ticket = take(traffic.offer("assistant", config(record=str(pairs_file)), request()))
-    ticket.live(500, body)
+    answer(ticket, body, status=500)
     await until(lambda: not ticket.is_wanted)
     await traffic.aclose()
     (pair,) = read_pairs(pairs_file)
@@ -637,7 +642,7 @@ async def test_half_an_answer_makes_no_pair(
     await until(lambda: total(fake) == 2)
     fake.reply = UpstreamError("gone")
     failed = take(traffic.offer("assistant", kept, request()))
-    failed.live(200, b"{}")
+    answer(failed, b"{}")
     await until(lambda: total(fake) == 3)
     failed.chunk(b"late")
     failed.done(200, is_complete=True)
@@ -651,7 +656,7 @@ async def test_a_shadows_error_answer_is_part_of_the_pair(
     """That it refuses what the live one takes is worth knowing."""
     fake.reply = (400, b'{"error": {}}')
     ticket = take(traffic.offer("assistant", config(record=str(pairs_file)), request()))
-    ticket.live(200, b"{}")
+    answer(ticket, b"{}")
     await until(lambda: total(fake))
     await traffic.aclose()
     assert read_pairs(pairs_file)[0]["shadow"]["status"] == 400
@@ -664,7 +669,7 @@ async def test_an_id_that_is_no_unicode_is_kept_readable(
     """Such bytes of a header come from aiohttp as lone surrogates."""
     asked = request(request_id="a\udcff")
     ticket = take(traffic.offer("assistant", config(record=str(pairs_file)), asked))
-    ticket.live(200, b"{}")
+    answer(ticket, b"{}")
     await until(lambda: not ticket.is_wanted)
     await traffic.aclose()
     assert read_pairs(pairs_file)[0]["request_id"] == "a?"
@@ -678,7 +683,7 @@ async def write_pairs(traffic: ShadowTraffic, kept: ShadowConfig, count: int, te
     for number in range(count):
         asked = request(request_id=str(number))
         ticket = take(traffic.offer("assistant", kept, asked))
-        ticket.live(200, json.dumps(text).encode())
+        answer(ticket, json.dumps(text).encode())
         await until_whole(ticket)
 
 
@@ -706,7 +711,7 @@ async def test_pairs_that_cannot_be_written_are_said_once_and_the_traffic_goes_o
     assert fake.results == {ShadowResult.SENT: 5}
     assert caplog.text.count("can't be written") == 1
     assert "Traceback" not in caplog.text
-    assert traffic._memory.take(shadow.PAIR_MEMORY_BYTES)
+    assert traffic._pairs._memory.take(shadow_pairs.PAIR_MEMORY_BYTES)
 
 
 async def test_half_a_line_is_taken_back(
@@ -738,8 +743,8 @@ async def test_a_slow_disk_does_not_hold_up_the_event_loop(
 ) -> None:
     """Nor, for more than a moment, the router's end."""
     released = threading.Event()
-    monkeypatch.setattr(shadow, "_append", lambda *_: released.wait(10))
-    monkeypatch.setattr(shadow, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(shadow_pairs, "_append", lambda *_: released.wait(10))
+    monkeypatch.setattr(shadow_pairs, "CLOSE_SECONDS", 0.05)
     started = time.monotonic()
     await write_pairs(traffic, config(record=str(pairs_file)), 5, "x")
     await traffic.aclose()
@@ -755,14 +760,14 @@ async def test_a_mistake_of_ours_in_a_pair_does_not_end_the_writing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The traceback is logged, and the next pair written."""
-    line, calls = shadow._line, 0
+    line, calls = shadow_pairs._line, 0
 
     def fail_once(pair: Any) -> bytes:
         nonlocal calls
         calls += 1
         return line(pair) if calls > 1 else b"%d" % (1 // 0)
 
-    monkeypatch.setattr(shadow, "_line", fail_once)
+    monkeypatch.setattr(shadow_pairs, "_line", fail_once)
     caplog.set_level(logging.ERROR)
     await write_pairs(traffic, config(record=str(pairs_file)), 2, "x")
     await traffic.aclose()

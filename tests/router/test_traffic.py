@@ -15,20 +15,15 @@ import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import openai
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
-from prometheus_client.parser import text_string_to_metric_families
+from cryptography.hazmat.primitives import serialization
 
+from tests.support.certificates import make_certificate
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.router import (
     Admin,
@@ -37,14 +32,11 @@ from vllm_rvec.router import (
     Upstream,
     VariantFacts,
     VariantTable,
-    bind_socket,
     check_exposure,
-    create_app,
     create_client,
     hash_key,
     load_tls,
     sending,
-    start_server,
 )
 from vllm_rvec.router.assignment import assign, unit_of
 from vllm_rvec.router.config import TlsConfig
@@ -57,6 +49,9 @@ from .conftest import (
     chat_event,
     die,
     dies_after,
+    run_router,
+    sample_of,
+    until,
     wait_for_ever,
 )
 from .test_upstreams import lease
@@ -141,12 +136,7 @@ class Router:
     async def sample(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
         text = (await self.get("/metrics")).body.decode()
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
+        return sample_of(text, name, labels)
 
     async def until_sample(self, count: float, name: str, **labels: str) -> None:
         """Wait for a metric: it is counted when the answer has ended, not when it is read."""
@@ -169,16 +159,12 @@ async def start(
         tls: ssl.SSLContext | None = None,
         **settings: Any,
     ) -> Router:
-        listener = bind_socket("127.0.0.1", 0)
-        port = listener.getsockname()[1]
         client = await resources.enter_async_context(create_client())
         routing = Routing.model_validate(settings)
         services = Services.make(table, client, routing, shared_key=shared_key)
         admin = Admin.of_hash(hash_key(ADMIN_KEY), None, 1.0)
-        app = create_app(services, admin=admin, is_watching=is_watching)
-        runner = await start_server(app, listener, shutdown_timeout=0.2, tls=tls)
-        resources.push_async_callback(runner.cleanup)
-        return Router(f"http{'s' if tls else ''}://127.0.0.1:{port}", services, http)
+        url = await run_router(resources, services, admin, is_watching=is_watching, tls=tls)
+        return Router(url, services, http)
 
     return start
 
@@ -244,12 +230,6 @@ def answers(status: int, body: bytes = b"{}", **headers: str) -> Answer:
 
 async def dies(request: web.Request) -> web.StreamResponse:
     return die(request)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not is_so():  # noqa: ASYNC110 - what is awaited has no event
-            await asyncio.sleep(0.005)
 
 
 def user_of(variant: str, salt: str = "s") -> str:
@@ -1492,32 +1472,8 @@ async def test_pages_of_other_origins_may_not(start: Start, pair: Pair) -> None:
 
 
 def write_certificate(folder: Path, name: str) -> TlsConfig:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    private = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(minutes=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(private, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(encoding))
-    (folder / f"{name}.key").write_bytes(
-        private.private_bytes(
-            encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return TlsConfig(certificate=str(folder / f"{name}.crt"), key=str(folder / f"{name}.key"))
+    certificate, key = make_certificate(folder, name)
+    return TlsConfig(certificate=str(certificate), key=str(key))
 
 
 def trusting(config: TlsConfig) -> ssl.SSLContext:

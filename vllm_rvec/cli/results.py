@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["results_command"]
 
-PATH = "/v1/rvec/experiments"
 TIMEOUT_SECONDS = 60.0
 """A summary of many millions of requests takes its time."""
 MAX_ANSWER_BYTES = 16 * 2**20
@@ -69,9 +68,10 @@ def _from_file(file: Path) -> "list[ExperimentSummary]":
 
 
 def _from_url(url: str, api_key: str | None) -> "list[ExperimentSummary]":
+    from vllm_rvec.router.feedback import EXPERIMENTS_PATH  # noqa: PLC0415 - as slow
     from vllm_rvec.router.results import ExperimentSummary  # noqa: PLC0415 - scipy, half a second
 
-    address = f"{url.rstrip('/').removesuffix('/v1')}{PATH}"
+    address = f"{url.rstrip('/').removesuffix('/v1')}{EXPERIMENTS_PATH}"
     try:
         status, body = asyncio.run(_get(address, api_key))
     except (aiohttp.ClientError, TimeoutError, ValueError) as exc:

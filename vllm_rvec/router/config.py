@@ -21,7 +21,7 @@ from pydantic import (
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.router.keyring import KeyConfig, Keyring
 from vllm_rvec.router.results.store import ResultsConfig
-from vllm_rvec.router.settings import Settings
+from vllm_rvec.router.settings import PathText, Settings
 from vllm_rvec.router.shadow import ShadowConfig
 from vllm_rvec.router.upstreams import Upstream
 from vllm_rvec.vector.dial import DEFAULT_RANGE, Dial
@@ -48,9 +48,6 @@ __all__ = [
     "load_route_config",
     "load_routing",
 ]
-
-PATHS = ("results.path", "access_log", "tls.certificate", "tls.key", "shadow.record")
-"""Settings that are paths; relative ones are taken from the file's folder."""
 
 
 def is_name(name: str) -> bool:
@@ -100,7 +97,6 @@ def _is_address(url: str) -> bool:
 Name = Annotated[str, AfterValidator(_check_name)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-PathText = Annotated[str, Field(min_length=1)]
 
 
 class UpstreamConfig(Settings):
@@ -358,9 +354,9 @@ def load_route_config(path: Path, overrides: Mapping[str, object] | None = None)
         ConfigError: It can't be read, or some values are wrong; all problems at once.
     """
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
-    values = {**_with_paths(read_settings(path), path.parent), **given}
+    values = {**read_settings(path), **given}
     try:
-        config = RouteConfig.model_validate(values)
+        config = RouteConfig.model_validate(values, context=path.parent)
         problems = list(config.all_problems())
     except ValidationError as exc:
         problems = problems_of(exc, RouteConfig)
@@ -385,7 +381,7 @@ def load_routing(
         ConfigError: Some values are wrong; all problems at once.
     """
     try:
-        routing = Routing.model_validate(_with_paths(values, folder))
+        routing = Routing.model_validate(values, context=folder)
         problems = list(routing.problems(variants, dial))
     except ValidationError as exc:
         problems = problems_of(exc, Routing)
@@ -396,32 +392,3 @@ def load_routing(
 
 def _under_routing(problem: str) -> str:
     return problem.replace("`", "`routing.", 1) if problem.startswith("`") else problem
-
-
-def _with_paths(values: Mapping[str, object], folder: Path) -> dict[str, object]:
-    """Take relative paths from the file's folder."""
-    found = dict(values)
-    for dotted in PATHS[:-1]:
-        _set_path(found, dotted.split("."), folder)
-    if isinstance(aliases := found.get("aliases"), dict):
-        found["aliases"] = {
-            name: _aliased(alias, folder) if isinstance(alias, dict) else alias
-            for name, alias in aliases.items()
-        }
-    return found
-
-
-def _aliased(alias: Mapping[str, object], folder: Path) -> dict[str, object]:
-    found = dict(alias)
-    _set_path(found, PATHS[-1].split("."), folder)
-    return found
-
-
-def _set_path(values: dict[str, object], steps: Sequence[str], folder: Path) -> None:
-    head, *rest = steps
-    inner = values.get(head)
-    if rest and isinstance(inner, dict):
-        values[head] = inner = dict(inner)
-        _set_path(inner, rest, folder)
-    elif not rest and isinstance(inner, str) and inner not in {"", "-"}:
-        values[head] = str((folder / inner).absolute())

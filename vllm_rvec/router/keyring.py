@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aiohttp import web
 
-__all__ = ["ClientKey", "KeyConfig", "Keyring", "hash_key", "make_key", "shows_key"]
+__all__ = ["ClientKey", "KeyConfig", "Keyring", "hash_key", "make_key"]
 
 KEY_PREFIX = "rvec-"
 """What our keys begin with, so that scanners for leaked secrets and people know them."""
@@ -140,18 +140,6 @@ def hash_key(key: str) -> str:
     return _digest(key).hex()
 
 
-def shows_key(request: web.Request, expected_key: str) -> bool:
-    """Whether a request shows a key, in the way of OpenAI's clients or of Anthropic's.
-
-    Args:
-        request: Any request.
-        expected_key: The key.
-    """
-    # Bytes: compare_digest takes no other than ASCII text.
-    expected = _encode(expected_key)
-    return any(hmac.compare_digest(_encode(key), expected) for key in _offered_keys(request))
-
-
 def _check_hashes(keys: Mapping[str, KeyConfig]) -> None:
     owners: dict[str, str] = {}
     for name, config in keys.items():
@@ -179,9 +167,5 @@ def _offered_keys(request: web.Request) -> Iterator[str]:
 
 
 def _digest(key: str) -> bytes:
-    return hashlib.sha256(_encode(key)).digest()
-
-
-def _encode(key: str) -> bytes:
     # What is not UTF-8 in a header comes as surrogates.
-    return key.encode("utf-8", "surrogateescape")
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

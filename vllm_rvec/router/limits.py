@@ -157,19 +157,6 @@ class InFlightLimit:
         self._in_flight += 1
         return self._give_back
 
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """As `take`; the place is given back at the end.
-
-        Raises:
-            VariantBusyError: As many are under way as may be.
-        """
-        give_back = self.take()
-        try:
-            yield
-        finally:
-            give_back()
-
     def _give_back(self) -> None:
         self._in_flight -= 1
 

@@ -54,21 +54,14 @@ class ForwardedPath:
     """Whether the model writes, says or decides something: such an answer can be judged."""
     is_stateful: bool = False
     """Whether the engine may keep something of it, or change what it keeps."""
-    can_stream: bool = False
-    """Whether the answer may be server-sent events."""
-
-    @property
-    def can_be_shadowed(self) -> bool:
-        """Whether a copy may go to another variant: it leaves nothing behind there."""
-        return self.is_generating and not self.is_stateful
 
 
-def _generating(template: str, *, can_stream: bool = True) -> ForwardedPath:
-    return ForwardedPath("POST", template, Kind.BODY, is_generating=True, can_stream=can_stream)
+def _generating(template: str) -> ForwardedPath:
+    return ForwardedPath("POST", template, Kind.BODY, is_generating=True)
 
 
 def _spoken(template: str) -> ForwardedPath:
-    return ForwardedPath("POST", template, Kind.FORM, is_generating=True, can_stream=True)
+    return ForwardedPath("POST", template, Kind.FORM, is_generating=True)
 
 
 def _computing(template: str) -> ForwardedPath:
@@ -77,20 +70,18 @@ def _computing(template: str) -> ForwardedPath:
 
 FORWARDED: Final[tuple[ForwardedPath, ...]] = (
     _generating("/v1/chat/completions"),
-    _generating("/v1/chat/completions/batch", can_stream=False),
+    _generating("/v1/chat/completions/batch"),
     _generating("/v1/completions"),
     _generating("/v1/messages"),
     _generating("/cohere/v2/chat"),
     _generating("/inference/v1/generate"),
     _generating("/invocations"),
-    _generating("/generative_scoring", can_stream=False),
-    _generating("/v1/systemone", can_stream=False),
+    _generating("/generative_scoring"),
+    _generating("/v1/systemone"),
     _spoken("/v1/audio/transcriptions"),
     _spoken("/v1/audio/translations"),
-    ForwardedPath(
-        "POST", "/v1/responses", Kind.BODY, is_generating=True, is_stateful=True, can_stream=True
-    ),
-    ForwardedPath("GET", "/v1/responses/{response_id}", Kind.OWNER, can_stream=True),
+    ForwardedPath("POST", "/v1/responses", Kind.BODY, is_generating=True, is_stateful=True),
+    ForwardedPath("GET", "/v1/responses/{response_id}", Kind.OWNER),
     ForwardedPath("POST", "/v1/responses/{response_id}/cancel", Kind.OWNER, is_stateful=True),
     _computing("/v1/embeddings"),
     _computing("/v2/embed"),

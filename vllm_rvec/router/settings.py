@@ -6,9 +6,23 @@ together.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import Annotated
 
-__all__ = ["Settings"]
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+
+__all__ = ["PathText", "Settings"]
+
+
+def _beside(path: str, info: ValidationInfo) -> str:
+    """Take a relative path from the file's folder, which is what settings are checked in."""
+    if path == "-" or not isinstance(info.context, Path):
+        return path
+    return str((info.context / path).absolute())
+
+
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_beside)]
+"""A path; `-` stays what it is."""
 
 
 class Settings(BaseModel):

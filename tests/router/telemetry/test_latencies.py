@@ -31,14 +31,6 @@ def test_merged_latencies_are_those_of_both() -> None:
     assert other.cumulative() == [0, 3]
 
 
-def test_no_latencies_have_no_mean() -> None:
-    """None rather than a number that would be shown as one."""
-    counted = Latencies((1.0,))
-    assert counted.mean_seconds is None
-    counted.add(3.0)
-    assert counted.mean_seconds == 3.0
-
-
 def test_the_examples_in_the_documentation_hold() -> None:
     """The doctests pass."""
     assert doctest.testmod(latencies).failed == 0

@@ -13,6 +13,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from vllm_rvec.router.assignment import Reason
 from vllm_rvec.router.results.report import VariantCounts, summarise
 from vllm_rvec.router.results.rotation import result_files
 from vllm_rvec.router.results.schema import BUSY_SECONDS, ResultsUnavailableError, attach
@@ -31,7 +32,8 @@ MAX_FILES = 10
 LATENCY_ROWS = 20_000
 """Of each variant, the newest: quantiles are of late, and sorting stays cheap."""
 
-COUNTED = "reason IN ('sticky', 'random')"
+ASSIGNED = (Reason.STICKY.value, Reason.RANDOM.value)
+COUNTED = "reason IN ('{}', '{}')".format(*ASSIGNED)
 """Only what the split assigned compares like with like."""
 
 EXPERIMENTS = f"SELECT DISTINCT experiment FROM answered WHERE {COUNTED} AND experiment <> ''"  # noqa: S608 - our own constant
@@ -143,7 +145,7 @@ class _Experiment:
         not_counted = {
             str(reason): int(count)
             for reason, count in self._connection.execute(REASONS)
-            if reason not in {"sticky", "random"}
+            if reason not in ASSIGNED
         }
         changes = sum(
             not _same(_weights(newer), _weights(older))

@@ -44,7 +44,7 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From `low` to `high`, at 95 % confidence unless said otherwise."""
+    """From `low` to `high`, at 95 % confidence."""
 
     low: float
     high: float
@@ -147,7 +147,7 @@ class Clusters:
         return self.units / (self.units - 1) * squares / self.requests**2
 
 
-def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval | None:
+def wilson(successes: float, n: float) -> Interval | None:
     """Wilson's score interval of a rate.
 
     E. B. Wilson, JASA 22 (1927) 209; as in Newcombe, Statistics in Medicine 17 (1998) 857,
@@ -156,7 +156,6 @@ def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interv
     Args:
         successes: At most n; need not be whole (an effective number).
         n: Trials.
-        confidence: The coverage aimed at.
 
     Returns:
         None without trials.
@@ -167,7 +166,7 @@ def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interv
     """
     if not n > 0:
         return None
-    z, p = _z(confidence), successes / n
+    z, p = _z(), successes / n
     scale = 1 + z * z / n
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n))
@@ -325,7 +324,7 @@ def size_factor(difference: Difference) -> float | None:
     """
     if not difference.value or not difference.standard_error:
         return None
-    wanted = _z(CONFIDENCE) + float(_special().ndtri(POWER))
+    wanted = _z() + float(_special().ndtri(POWER))
     factor = (wanted * difference.standard_error / difference.value) ** 2
     return factor if math.isfinite(factor) else None
 
@@ -350,8 +349,8 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def _z(confidence: float) -> float:
-    return float(_special().ndtri((1 + confidence) / 2))
+def _z() -> float:
+    return float(_special().ndtri((1 + CONFIDENCE) / 2))
 
 
 def _t(freedom: float) -> float:

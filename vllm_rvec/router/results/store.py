@@ -23,18 +23,18 @@ from pydantic import Field
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.router.results.reader import read_experiments
-from vllm_rvec.router.results.rows import Exposure, Outcome
 from vllm_rvec.router.results.schema import ResultsUnavailableError, is_passing
 from vllm_rvec.router.results.writer import Ask, Writer, refuse, unavailable
 from vllm_rvec.router.results.writing import split_text
-from vllm_rvec.router.settings import Settings
+from vllm_rvec.router.settings import PathText, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_rvec.router.results.report import ExperimentSummary
+    from vllm_rvec.router.results.rows import Exposure, Outcome
 
-__all__ = ["Exposure", "Outcome", "ResultsConfig", "ResultsStore", "ResultsUnavailableError"]
+__all__ = ["ResultsConfig", "ResultsStore"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
@@ -56,7 +56,7 @@ CLOSE_SECONDS = 5.0
 class ResultsConfig(Settings):
     """Where results are kept, and how many."""
 
-    path: str = Field(min_length=1)
+    path: PathText
     """The SQLite file. Its folder must exist; beside it lie `-wal`, `-shm` and rotated files."""
 
     max_mib: int = Field(default=512, ge=1)

@@ -94,7 +94,7 @@ class Writer:
             logger.warning("results: %s is written again", self._path)
         self._is_failing = False
         for ask in asks:
-            if not any(ask is other for other in unknown):
+            if ask not in unknown:
                 _answer(ask, is_known=True)
         for ask in unknown:
             self._look_back(ask)

@@ -66,20 +66,9 @@ class Latencies:
         """The sum of all latencies."""
 
     @property
-    def bounds(self) -> Sequence[float]:
-        """Upper ends of the buckets, less the endless one."""
-        return self._bounds
-
-    @property
     def count(self) -> int:
         """How many there are."""
         return sum(self._counts)
-
-    @property
-    def mean_seconds(self) -> float | None:
-        """Their mean; None when there are none."""
-        count = self.count
-        return self.total_seconds / count if count else None
 
     def add(self, seconds: float, times: int = 1) -> None:
         """Count a latency.

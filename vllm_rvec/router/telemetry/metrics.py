@@ -27,14 +27,14 @@ from vllm_rvec.router.telemetry.observation import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from contextlib import AbstractContextManager
 
     from prometheus_client import Metric
 
     from vllm_rvec.router.assignment import Reason
     from vllm_rvec.router.telemetry.observation import Observation
 
-__all__ = ["OTHER", "ErrorKind", "InFlight", "Metrics", "RequestLabels", "ShadowResult"]
+__all__ = ["OTHER", "ErrorKind", "Metrics", "RequestLabels", "ShadowResult"]
 
 PREFIX = "vllm_rvec_router_"
 
@@ -202,9 +202,12 @@ class Metrics:
             there = set(upstreams)
             self._upstream_up.keep(lambda of: (of["variant"], of["upstream"]) in there)
 
-    def under_way(self, variant: str | None) -> InFlight:
-        """A context in which a request counts as under way."""
-        return InFlight(self._in_flight.child(self._variant(variant)))
+    def under_way(self, variant: str | None) -> AbstractContextManager[None]:
+        """A context in which a request counts as under way.
+
+        Its gauge may be removed meanwhile; another of that name stays right.
+        """
+        return self._in_flight.child(self._variant(variant)).track_inprogress()
 
     def record(self, labels: RequestLabels, seen: Observation) -> None:
         """Count a request that an engine has answered, or begun to.
@@ -346,26 +349,6 @@ class Metrics:
         self._registry.register(family)
         self._families.append(family)
         return family
-
-
-class InFlight:
-    """A request under way. Its gauge may be removed meanwhile; another of that name stays right."""
-
-    __slots__ = ("_gauge",)
-
-    def __init__(self, gauge: Gauge) -> None:
-        self._gauge = gauge
-
-    def __enter__(self) -> None:
-        self._gauge.inc()
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
-        self._gauge.dec()
 
 
 def error_kind(seen: Observation) -> ErrorKind | None:
