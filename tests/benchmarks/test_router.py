@@ -21,6 +21,7 @@ from benchmarks.router.proxies import (
     STRAIGHT,
     Proxy,
     ProxyError,
+    Running,
     started,
     started_engine,
 )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+OUR_ROUTER = next(proxy for proxy in PROXIES if proxy.name == OURS)
 NOTHING = Proxy("nothing", lambda _: [sys.executable, "-c", "print('no thanks'); exit(3)"])
 
 
@@ -37,6 +39,13 @@ NOTHING = Proxy("nothing", lambda _: [sys.executable, "-c", "print('no thanks');
 def engine() -> Iterator[Server]:
     with started_engine() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def ours(engine: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A process of its own before the engine."""
+    with started(OUR_ROUTER, engine, tmp_path_factory.mktemp("ours")) as running:
+        yield running
 
 
 async def ask_one_that_answers(answer: bytes, *, chunks: int = 0) -> bytes:
@@ -116,11 +125,9 @@ def test_a_wrong_answer_is_no_fast_answer(answer: bytes, chunks: int, what: str)
         asyncio.run(ask_one_that_answers(answer, chunks=chunks))
 
 
-def test_ours_is_measured_beside_the_straight_way(engine: Server, tmp_path: Path) -> None:
+def test_ours_is_measured_beside_the_straight_way(engine: Server, ours: Running) -> None:
     """In the tiny form, as a process of its own: every row has a figure of ours."""
-    ours = next(proxy for proxy in PROXIES if proxy.name == OURS)
-    with started(ours, engine, tmp_path) as running:
-        figures, failed = measure(engine, [running], TINY, lambda _: None)
+    figures, failed = measure(engine, [ours], TINY, lambda _: None)
     assert failed == {}
     rows = questions(figures, TINY)
     assert all(row.rounds[OURS] for row in rows)
@@ -131,13 +138,11 @@ def test_ours_is_measured_beside_the_straight_way(engine: Server, tmp_path: Path
 
 
 def test_a_competitor_that_fails_under_load_loses_only_its_own_figures(
-    engine: Server, tmp_path: Path
+    engine: Server, ours: Running
 ) -> None:
     """The others are measured to the end; what failed is said."""
-    ours = next(proxy for proxy in PROXIES if proxy.name == OURS)
-    with started(ours, engine, tmp_path) as running:
-        gone = replace(running, server=Server("gone", 1))
-        figures, failed = measure(engine, [gone, running], TINY, lambda _: None)
+    gone = replace(ours, server=Server("gone", 1))
+    figures, failed = measure(engine, [gone, ours], TINY, lambda _: None)
     assert list(failed) == ["gone"]
     assert "gone" not in figures.p50_ms
     assert figures.errors[OURS] == [0]
@@ -176,9 +181,8 @@ def test_the_command_leaves_out_with_a_word_what_is_not_there(
 ) -> None:
     """The run goes on; the JSON says who was left out, and why."""
     monkeypatch.setattr(proxies, "START_SECONDS", 20.0)
-    ours = next(proxy for proxy in PROXIES if proxy.name == OURS)
     # The figures of a tiny run mean nothing, so neither does its exit status.
-    assert main(["--tiny", "--json"], [ours, NOTHING]) in {0, 1}
+    assert main(["--tiny", "--json"], [OUR_ROUTER, NOTHING]) in {0, 1}
     told = json.loads(capsys.readouterr().out)
     assert told["left_out"].keys() == {"nothing"}
     assert {tuple(row["rounds"]) for row in told["rows"]} >= {(STRAIGHT, OURS)}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import selectors
 import signal
 import socket
 import subprocess
@@ -20,7 +18,7 @@ import openai
 import pytest
 import yaml
 
-from tests.support.processes import until
+from tests.support.processes import ready_line, until
 from vllm_rvec.router import hash_key
 
 if TYPE_CHECKING:
@@ -130,22 +128,12 @@ def route(file: Path, *arguments: str, env: Mapping[str, str] | None = None) -> 
             env=environ() | dict(env or {}),
         )
     try:
-        yield Router(process, _ready(process, log), log)
+        yield Router(process, ready_line(process, log, START_SECONDS), log)
     finally:
         process.kill()
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
-
-
-def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
-    assert process.stdout is not None
-    selector = selectors.DefaultSelector()
-    selector.register(process.stdout, selectors.EVENT_READ)
-    if selector.select(START_SECONDS) and (line := process.stdout.readline()):
-        ready: dict[str, Any] = json.loads(line)
-        return ready
-    raise AssertionError(f"the router did not become ready:\n{log.read_text()}")
 
 
 def refused(*arguments: object, env: Mapping[str, str] | None = None) -> tuple[int, str]:

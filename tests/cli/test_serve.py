@@ -364,7 +364,7 @@ class Reading:
             console=EngineConsole(Console(quiet=True)),
         )
         self.server._listener.close()
-        self.server.follow(path, self.load, insecure=False)
+        self.server.follow(path, settings, self.load, insecure=False)
 
     def load(self) -> ServeConfig:
         """Read it as the command does."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import openai
@@ -31,6 +30,9 @@ from vllm_rvec.router import (
     create_client,
     start_server,
 )
+
+if TYPE_CHECKING:
+    import ssl
 
 ENGINE_KEY = "engine-secret"
 
@@ -145,6 +147,15 @@ def dies_after(*chunks: bytes, headers: dict[str, str] | None = None) -> Answer:
             await response.write(chunk)
         die(request)
         return response
+
+    return answer
+
+
+def answers(status: int, body: bytes = b"{}", **headers: str) -> Answer:
+    """An engine that always says the same."""
+
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, body=body, headers=headers)
 
     return answer
 

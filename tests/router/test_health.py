@@ -9,29 +9,23 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from aiohttp import web
 
 from vllm_rvec.router import Upstream, VariantTable, create_client
 from vllm_rvec.router.config import HealthConfig
 from vllm_rvec.router.health import HealthWatch
 
-from .conftest import die, wait_for_ever
+from .conftest import answers, die, until, wait_for_ever
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
+
+    from aiohttp import web
 
     from .conftest import Answer, StandInEngine, StartEngine
 
 pytestmark = pytest.mark.anyio
 
 QUICK = HealthConfig(interval_seconds=0.02, timeout_seconds=0.1, failures=3)
-
-
-def answers(status: int) -> Answer:
-    async def answer(_request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status)
-
-    return answer
 
 
 class Watched:

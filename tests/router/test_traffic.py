@@ -45,6 +45,7 @@ from vllm_rvec.vector.dial import AlphaRange, Dial
 from .conftest import (
     USER,
     StandInEngine,
+    answers,
     begin_events,
     chat_event,
     die,
@@ -219,13 +220,6 @@ def unused() -> tuple[socket.socket, Upstream]:
     held = socket.socket()
     held.bind(("127.0.0.1", 0))
     return held, Upstream(f"http://127.0.0.1:{held.getsockname()[1]}", None)
-
-
-def answers(status: int, body: bytes = b"{}", **headers: str) -> Answer:
-    async def answer(_request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status, body=body, headers=headers)
-
-    return answer
 
 
 async def dies(request: web.Request) -> web.StreamResponse:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["RunningServer", "engine_processes", "run_serve", "until"]
+__all__ = ["RunningServer", "engine_processes", "ready_line", "run_serve", "until"]
 
 START_SECONDS = 240
 ENGINE_MODULE = "vllm.entrypoints.openai.api_server"
@@ -71,7 +71,7 @@ def run_serve(
             env={**os.environ, **(env or {})},
         )
     try:
-        ready = _ready_line(process, log)
+        ready = ready_line(process, log)
         yield RunningServer(process, ready["base_url"], ready["models"], log)
     finally:
         _stop(process)
@@ -96,6 +96,19 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None
         time.sleep(0.05)
 
 
+def ready_line(
+    process: subprocess.Popen[str], log: Path, seconds: float = START_SECONDS
+) -> dict[str, Any]:
+    """Wait for the line of JSON with which a server says that it is ready; fail with its log."""
+    assert process.stdout is not None
+    selector = selectors.DefaultSelector()
+    selector.register(process.stdout, selectors.EVENT_READ)
+    if selector.select(seconds) and (line := process.stdout.readline()):
+        ready: dict[str, Any] = json.loads(line)
+        return ready
+    raise AssertionError(f"the server did not become ready:\n{log.read_text()[-4000:]}")
+
+
 def _is_engine(process: psutil.Process) -> bool:
     command = _command(process)
     # The guard's command line holds the engine's: tell them apart.
@@ -112,16 +125,6 @@ def _command(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
-
-
-def _ready_line(process: subprocess.Popen[str], log: Path) -> dict[str, Any]:
-    assert process.stdout is not None
-    selector = selectors.DefaultSelector()
-    selector.register(process.stdout, selectors.EVENT_READ)
-    if selector.select(START_SECONDS) and (line := process.stdout.readline()):
-        ready: dict[str, Any] = json.loads(line)
-        return ready
-    raise AssertionError(f"the server did not become ready:\n{log.read_text()[-4000:]}")
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -56,7 +56,7 @@ def run_until_stopped(run: Callable[[], Awaitable[None]], *, is_fast: bool = Fal
 
     Args:
         run: Everything.
-        is_fast: On uvloop, which takes a third less time over a request; its child processes are
+        is_fast: On uvloop, which takes less time over a request; its child processes are
             not the ones that our supervisor was tested with.
     """
 

@@ -42,7 +42,7 @@ class ResponseOwners:
     """Who has which response; the one not asked for longest is forgotten first.
 
     Args:
-        max_entries: How many are kept; 100,000 take about 20 MB.
+        max_entries: How many are kept.
     """
 
     def __init__(self, max_entries: int = 100_000) -> None:

@@ -1,6 +1,6 @@
 """A sampled copy of an alias's traffic for another variant; nobody waits for its reply.
 
-The copy must never cost the live request anything: offering one is a few microseconds, and when
+The copy must never cost the live request anything: offering one parses and sends nothing, and when
 the shadow's engine is slow, hung or down, copies are dropped and counted. Replies are thrown away,
 or kept with the live ones as pairs (`shadow_pairs`). Not here: which aliases have a shadow
 (`config`), and how a copy reaches an engine (`send`).
@@ -129,7 +129,7 @@ class ShadowTraffic:
         self._is_closed = False
 
     def offer(self, alias: str, config: ShadowConfig, request: ShadowRequest) -> Ticket | None:
-        """Copy a live request, perhaps. Takes microseconds, never waits, never raises.
+        """Copy a live request, perhaps. Parses nothing, never waits, never raises.
 
         Args:
             alias: The name that the client asked for.

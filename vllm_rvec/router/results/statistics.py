@@ -358,5 +358,5 @@ def _t(freedom: float) -> float:
 
 
 def _special() -> ModuleType:
-    """The distributions: 15 MB that a router needs only when somebody asks for results."""
+    """The distributions: memory that a router needs only when somebody asks for results."""
     return import_module("scipy.special")

@@ -37,7 +37,7 @@ MODE = 0o600
 """Of a file that is made here: which client asks when is nobody else's business."""
 
 WAITING_LINES = 10_000
-"""How many lines wait at most for a disk that doesn't take them, some 5 MB."""
+"""How many lines wait at most for a disk that doesn't take them."""
 
 PAUSE_SECONDS = 0.05
 """How long lines are collected. A thread that woke for each one would take turns with the event

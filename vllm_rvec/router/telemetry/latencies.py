@@ -1,6 +1,6 @@
 """Counting latencies in buckets: one bisection each, cheap enough for every chunk of a stream.
 
-Prometheus' own histogram takes a lock and several microseconds for each observation, and can't
+Prometheus' own histogram takes a lock for each observation, and can't
 take many at once. How the counts are shown is `metrics`' business.
 """
 

@@ -1,6 +1,6 @@
 """What is measured of one answer while its bytes pass; they are neither changed nor held up.
 
-Each chunk costs about a microsecond: few bytes are looked at, and JSON is read once, at the end.
+A chunk costs next to nothing: few bytes are looked at, and JSON is read once, at the end.
 That works because in JSON a quote or a line end inside a string is always escaped: no text that a
 model writes can look like `"usage": {` or like the begin of another event's line.
 
