@@ -18,9 +18,10 @@ from vllm_rvec.errors import ConfigError, FetchError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vllm_rvec.intervals import Estimate, Interval
     from vllm_rvec.router.results import ExperimentSummary, VariantSummary
     from vllm_rvec.router.results.report import Quantiles
-    from vllm_rvec.router.results.statistics import Difference, Estimate, Interval
+    from vllm_rvec.router.results.statistics import Difference
 
 __all__ = ["results_command"]
 

@@ -11,19 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from vllm_rvec.intervals import Interval, wilson
 from vllm_rvec.router.results.statistics import (
     Clusters,
     Difference,
-    Interval,
     effective_size,
     mean_difference,
     mean_of,
-    quantile,
     rate_difference,
     rate_of,
     sample_ratio_p,
     size_factor,
-    wilson,
 )
 
 EXPERIMENTS = 200
@@ -43,23 +41,6 @@ def values(*numbers: float) -> Clusters:
 def rounded(interval: Interval | None) -> tuple[float, float]:
     assert interval is not None
     return round(interval.low, 4), round(interval.high, 4)
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "expected"),
-    [
-        (81, 263, (0.2553, 0.3662)),
-        (15, 148, (0.0624, 0.1605)),
-        (0, 20, (0.0, 0.1611)),
-        (1, 29, (0.0061, 0.1718)),
-        (29, 29, (0.8830, 1.0)),
-    ],
-)
-def test_wilson_gives_newcombes_table(
-    successes: int, n: int, expected: tuple[float, float]
-) -> None:
-    """Newcombe 1998 (I), table I, method 3; and the last row its mirror image."""
-    assert rounded(wilson(successes, n)) == expected
 
 
 @pytest.mark.parametrize(
@@ -138,12 +119,10 @@ def test_one_user_proves_nothing() -> None:
 def test_what_can_not_be_calculated_is_none() -> None:
     """No data, all the same, infinite sums: None, and no NaN, no exception."""
     nothing = Clusters()
-    assert wilson(0, 0) is None
     assert rate_of(nothing) is None
     assert mean_of(nothing) is None
     assert rate_difference(nothing, singles(1, 2)) is None
     assert mean_difference(values(1), nothing) is None
-    assert quantile([], 0.5) is None
     assert values(1e300, 1e300, -1e300).variance_of_mean is None
     assert Clusters.of([(1, math.inf)]).mean is None
     alike = mean_difference(values(*[0.1] * 7), values(*[0.2] * 7))
@@ -187,13 +166,6 @@ def test_too_few_units_tell_nothing_of_the_split(observed: list[int]) -> None:
     """No p value where the chi-square distribution is far off."""
     weights = [99.0, 1.0] if observed == [400, 0] else [1.0] * len(observed)
     assert sample_ratio_p(observed, weights) is None
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 1))
-def test_quantiles_are_numpys(numbers: list[float], share: float) -> None:
-    """Linear interpolation, type 7."""
-    found = quantile(sorted(numbers), share)
-    assert found == pytest.approx(float(np.quantile(numbers, share)), rel=1e-9, abs=1e-6)
 
 
 def test_the_size_factor_is_one_where_the_power_is_reached() -> None:

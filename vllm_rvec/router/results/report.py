@@ -12,8 +12,9 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.intervals import Estimate, quantile
 from vllm_rvec.router.results import statistics
-from vllm_rvec.router.results.statistics import Clusters, Difference, Estimate, quantile
+from vllm_rvec.router.results.statistics import Clusters, Difference
 from vllm_rvec.router.results.verdict import caution_of, verdict_of
 
 __all__ = ["ExperimentSummary", "Quantiles", "VariantCounts", "VariantSummary", "summarise"]

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from vllm_rvec.intervals import CONFIDENCE, Estimate, Interval, Z, wilson
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from types import ModuleType
@@ -21,41 +23,20 @@ if TYPE_CHECKING:
 __all__ = [
     "Clusters",
     "Difference",
-    "Estimate",
-    "Interval",
     "effective_size",
     "mean_difference",
     "mean_of",
-    "quantile",
     "rate_difference",
     "rate_of",
     "sample_ratio_p",
     "size_factor",
-    "wilson",
 ]
 
-CONFIDENCE = 0.95
 POWER = 0.8
 MIN_EXPECTED_UNITS = 5
 """Of each variant, for the chi-square distribution to be near (Cochran 1954)."""
 ROUNDING = 1e-12
 """Of a sum of squares: what is smaller after a subtraction is no spread but rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """From `low` to `high`, at 95 % confidence."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A value, and its interval where there is one."""
-
-    value: float
-    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,34 +126,6 @@ class Clusters:
         if squares <= ROUNDING * self.squared_totals:
             return 0.0
         return self.units / (self.units - 1) * squares / self.requests**2
-
-
-def wilson(successes: float, n: float) -> Interval | None:
-    """Wilson's score interval of a rate.
-
-    E. B. Wilson, JASA 22 (1927) 209; as in Newcombe, Statistics in Medicine 17 (1998) 857,
-    method 3.
-
-    Args:
-        successes: At most n; need not be whole (an effective number).
-        n: Trials.
-
-    Returns:
-        None without trials.
-
-    >>> interval = wilson(81, 263)
-    >>> f"{interval.low:.4f} {interval.high:.4f}"
-    '0.2553 0.3662'
-    """
-    if not n > 0:
-        return None
-    z, p = _z(), successes / n
-    scale = 1 + z * z / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n))
-    low = 0.0 if p <= 0 else max(0.0, (centre - half) / scale)
-    high = 1.0 if p >= 1 else min(1.0, (centre + half) / scale)
-    return Interval(low, high)
 
 
 def effective_size(clusters: Clusters) -> float:
@@ -324,33 +277,9 @@ def size_factor(difference: Difference) -> float | None:
     """
     if not difference.value or not difference.standard_error:
         return None
-    wanted = _z() + float(_special().ndtri(POWER))
+    wanted = Z + float(_special().ndtri(POWER))
     factor = (wanted * difference.standard_error / difference.value) ** 2
     return factor if math.isfinite(factor) else None
-
-
-def quantile(ordered: Sequence[float], share: float) -> float | None:
-    """A quantile, with linear interpolation.
-
-    Hyndman and Fan, American Statistician 50 (1996) 361, type 7: numpy's default.
-
-    Args:
-        ordered: Ascending, without NaN.
-        share: 0.5 for the median.
-
-    >>> quantile([1.0, 2.0, 4.0], 0.75)
-    3.0
-    """
-    if not ordered:
-        return None
-    place = (len(ordered) - 1) * share
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
-def _z() -> float:
-    return float(_special().ndtri((1 + CONFIDENCE) / 2))
 
 
 def _t(freedom: float) -> float:
