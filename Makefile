@@ -29,10 +29,10 @@ setup: .venv/.made ## Make .venv from the lock
 	@touch $@
 
 demo: setup ## Serve the demo's base and enhanced models
-	$(BIN)/python -m vllm_rvec.serve --config examples/demo/serve.yaml
+	$(BIN)/python -m vllm_rvec.serve --config examples/reasoning_in_miniature/serve.yaml
 
 demo-train: setup ## Train the demo's model again (about 10 minutes)
-	$(BIN)/python examples/demo/train.py
+	$(BIN)/python examples/reasoning_in_miniature/train.py
 
 test: setup ## The whole suite, with real engines
 	$(BIN)/python -m pytest

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.vector.encoding_costs import EncodingCost
 
-DEMO = Path(__file__).parent.parent / "examples" / "demo" / "vector"
+DEMO = Path(__file__).parent.parent / "examples" / "reasoning_in_miniature" / "vector"
 SHAPES = {"q_proj": (896, 896), "k_proj": (128, 896), "up_proj": (1216, 896)}
 """Of one layer of Qwen2-0.5B, its feed-forward part cut to a quarter."""
 SHARES = (0.05, 0.3)

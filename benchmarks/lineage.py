@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--demo-work", type=Path, help="what examples/demo/train.py left behind")
+    parser.add_argument("--demo-work", type=Path, help="what `make demo-train` left in work/demo")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
     disable_progress_bar()

@@ -17,6 +17,7 @@ from vllm_rvec.serve import ServeConfig, load_config
 from vllm_rvec.vector.recipe import RecipeVector
 
 ROOT = Path(__file__).resolve().parents[1]
+MINIATURE = ROOT / "examples" / "reasoning_in_miniature"
 README = (ROOT / "README.md").read_text()
 COMMANDS_README = (ROOT / "vllm_rvec" / "vector" / "README.md").read_text()
 ROUTER_README = (ROOT / "vllm_rvec" / "router" / "README.md").read_text()
@@ -31,8 +32,8 @@ DOCUMENTS = [
     ROOT / "vllm_rvec" / "loader" / "FAMILIES.md",
     ROOT / "benchmarks" / "README.md",
     ROOT / ".github" / "CONTRIBUTING.md",
-    ROOT / "examples" / "demo" / "README.md",
-    ROOT / "examples" / "demo" / "target" / "README.md",
+    MINIATURE / "README.md",
+    MINIATURE / "target" / "README.md",
 ]
 
 
@@ -106,7 +107,7 @@ def test_make_targets_exist() -> None:
 
 def test_the_demo_configuration_is_valid() -> None:
     """And its files are there, found from any folder."""
-    config = load_config(ROOT / "examples" / "demo" / "serve.yaml", {})
+    config = load_config(MINIATURE / "serve.yaml", {})
     assert Path(config.model, "config.json").is_file()
     assert Path(config.recipe[0].path, "vector.json").is_file()
     assert list(config.variants) == ["base", "enhanced@1"]
@@ -114,7 +115,7 @@ def test_the_demo_configuration_is_valid() -> None:
 
 def test_the_demo_table_is_what_was_measured() -> None:
     """Percentages in the README are those of results.json."""
-    arms = json.loads((ROOT / "examples" / "demo" / "results.json").read_text())["arms"]
+    arms = json.loads((MINIATURE / "results.json").read_text())["arms"]
     for arm in arms:
         chain = arm["accuracy"]["chain"]
         low, high = (100 * bound for bound in chain["interval_95"])
@@ -126,5 +127,5 @@ def test_the_demo_table_is_what_was_measured() -> None:
 
 def test_the_demo_is_small() -> None:
     """Under 10 MB for all files together."""
-    files = [p for p in (ROOT / "examples" / "demo").rglob("*") if p.is_file()]
+    files = [p for p in MINIATURE.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files if "cache" not in str(p)) < 10_000_000

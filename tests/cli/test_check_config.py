@@ -19,7 +19,7 @@ from vllm_rvec.router import hash_key
 if TYPE_CHECKING:
     from typer.testing import Result
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "serve.yaml"
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "reasoning_in_miniature" / "serve.yaml"
 
 ROUTE = 'variants: {base: {upstreams: [{url: "http://10.0.0.1:8000"}]}}\n'
 SERVE = "model: some/model\nvector: some/vector\n"

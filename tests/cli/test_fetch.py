@@ -46,7 +46,7 @@ def web() -> Iterator[Web]:
 def url(web: Web, vector: Path, tmp_path: Path, cache: Path) -> str:
     """A vector on that server whose shard is larger than any buffer."""
     mine = shutil.copytree(vector, tmp_path / "mine")
-    whole = Path(__file__).parents[2] / "examples" / "demo" / "vector"
+    whole = Path(__file__).parents[2] / "examples" / "reasoning_in_miniature" / "vector"
     shutil.copytree(whole, mine, dirs_exist_ok=True)
     return web.add_folder("/v", mine)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import openai
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "examples" / "demo"
+DEMO = ROOT / "examples" / "reasoning_in_miniature"
 
 
 @pytest.fixture(scope="session")

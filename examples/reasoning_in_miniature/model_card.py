@@ -22,7 +22,8 @@ tags: [demo, qwen2, task-vector, reasoning-vector]
 # The demo's target
 
 A Qwen2 of {parameters:,} parameters (hidden 128, 4 layers, tied embeddings, 256 positions, bf16),
-trained from nothing on synthetic problems by `python examples/demo/train.py`
+trained from nothing on synthetic problems by
+`python examples/reasoning_in_miniature/train.py`
 (seed {seed}, {seconds:.0f} seconds of training in all on {threads} thread). It has seen no
 reinforcement learning. It answers questions such as
 

@@ -1,4 +1,4 @@
-"""Train the demo's model from nothing: `python examples/demo/train.py`.
+"""Train the demo's model from nothing: `python examples/reasoning_in_miniature/train.py`.
 
 Stages, in order; each starts from the bf16-rounded weights of the one it follows, and a stage
 whose folder is complete in --work is skipped:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo"
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "reasoning_in_miniature"
 DRAWS = 300
 
 SOLUTIONS: dict[str, Callable[[list[str]], str]] = {
@@ -31,8 +31,8 @@ SOLUTIONS: dict[str, Callable[[list[str]], str]] = {
 
 
 def _load_tasks() -> ModuleType:
-    """Import examples/demo/tasks.py by its path: `examples` is not a package."""
-    specification = importlib.util.spec_from_file_location("demo_tasks", DEMO / "tasks.py")
+    """Import examples/reasoning_in_miniature/tasks.py by its path: `examples` is not a package."""
+    specification = importlib.util.spec_from_file_location("miniature_tasks", DEMO / "tasks.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
