@@ -1,0 +1,157 @@
+"""What to do, in words that nobody can misread.
+
+Recommends an alpha only if, on problems that did not choose it, it is better than base, better
+than asking for steps, and better than a random change of the same size: each with an interval that
+excludes 0 and p < 0.05. All of them must hold, so none needs a correction for there being three
+(an intersection-union test: R. L. Berger, Technometrics 24 (1982) 295).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from vllm_rvec.evaluation.records import ArmKind
+from vllm_rvec.evaluation.results import Finding, Scope, Verdict
+from vllm_rvec.evaluation.wording import alpha_text, difference, p_text, points
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm_rvec.evaluation.grid import Grid
+    from vllm_rvec.evaluation.results import Comparison, Confirmation
+
+    Code = Literal[
+        "use_alpha", "prompt_does_as_much", "random_does_as_much", "no_gain", "loss", "cannot_tell"
+    ]
+
+__all__ = ["verdict_of"]
+
+
+def verdict_of(
+    grid: Grid, confirmations: Sequence[Confirmation], warnings: Sequence[Finding]
+) -> Verdict:
+    """Say what the confirmation over all tasks shows.
+
+    Args:
+        grid: The answers.
+        confirmations: Those over all tasks are read.
+        warnings: What `cautions` found; they go with the verdict.
+    """
+    over_all = {one.kind: one for one in confirmations if one.scope == Scope()}
+    found = over_all.get(ArmKind.VECTOR)
+    prompted = over_all.get(ArmKind.VECTOR_PROMPT)
+    code, text = _cannot(grid) if found is None else _decide(found)
+    return Verdict(
+        code=code,
+        text=text,
+        arm=None if found is None else found.arm,
+        alpha=None if found is None else found.alpha,
+        with_prompt=None if prompted is None else _with_prompt(prompted),
+        warnings=tuple(warnings),
+    )
+
+
+def _decide(found: Confirmation) -> tuple[Code, str]:
+    base = found.against_base
+    if base.is_loss:
+        return "loss", f"Don't use it: {_the_best(found)} is worse than base: {_seen(base)}."
+    if not base.is_gain:
+        return "no_gain", f"No gain that the data shows. {_no_gain(found)}"
+    alpha = alpha_text(found.alpha)
+    gain = f"{difference(base)} against {base.reference} on {base.n:,} held-out problems"
+    equals = _equals(found)
+    if equals:
+        said = " And ".join(text for _, text in equals)
+        return equals[0][0], f"Alpha {alpha} gains {gain} ({p_text(base.p_value)}), but {said}"
+    beaten = [
+        f"{difference(one)} against {one.reference}"
+        for one in (found.against_prompt, found.against_random)
+        if one is not None
+    ]
+    said = "; ".join([f"{gain} ({p_text(base.p_value)})", *beaten])
+    return "use_alpha", f"Use alpha {alpha}: {said}."
+
+
+def _equals(found: Confirmation) -> list[tuple[Code, str]]:
+    """The controls that aren't beaten."""
+    controls: tuple[tuple[Code, Comparison | None, str], ...] = (
+        ("prompt_does_as_much", found.against_prompt, "asking for steps in the prompt"),
+        ("random_does_as_much", found.against_random, "a random change of this size"),
+    )
+    return [
+        (code, f"it {_no_better(one)}: {what} does as much, as far as the data shows.")
+        for code, one, what in controls
+        if one is not None and not one.is_gain
+    ]
+
+
+def _no_better(comparison: Comparison) -> str:
+    verb = "is worse" if comparison.is_loss else "isn't shown to be better"
+    return f"{verb} than {comparison.reference} ({_seen(comparison)})"
+
+
+def _seen(comparison: Comparison) -> str:
+    return (
+        f"{difference(comparison)} on {comparison.n:,} held-out problems, "
+        f"{p_text(comparison.p_value)}"
+    )
+
+
+def _the_best(found: Confirmation) -> str:
+    alpha = f"alpha {alpha_text(found.alpha)}"
+    if found.candidates == 1:
+        return alpha
+    return f"{alpha}, the best of {found.candidates} on the half that chose,"
+
+
+def _no_gain(found: Confirmation) -> str:
+    base = found.against_base
+    best = _the_best(found)
+    said = [f"{best[0].upper()}{best[1:]} makes {_seen(base)} against {base.reference}."]
+    if found.power.detectable is None:
+        said.append("With so few problems not even the largest gain would be found.")
+    else:
+        said.append(
+            f"A true gain of {found.power.detectable * 100:.1f} points would have been found four "
+            "times out of five; a smaller one may have been missed."
+        )
+    if found.power.needed is not None and base.difference > 0:
+        said.append(
+            f"To show a gain of {points(base.difference)} points takes about "
+            f"{_rounded(found.power.needed):,} held-out problems."
+        )
+    return " ".join(said)
+
+
+def _rounded(number: int) -> int:
+    """Two digits: more would be false."""
+    return round(number, 2 - len(str(number)))
+
+
+def _with_prompt(found: Confirmation) -> Finding:
+    base = found.against_base
+    arm = f"With the prompt, alpha {alpha_text(found.alpha)}"
+    if base.is_gain:
+        text = f"{arm} gains: {_seen(base)} against {base.reference}."
+        return Finding("prompted_gain", text)
+    if base.is_loss:
+        return Finding("prompted_loss", f"{arm} loses: {_seen(base)} against {base.reference}.")
+    return Finding(
+        "prompted_no_gain",
+        f"{arm} makes no gain that the data shows: {_seen(base)} against {base.reference}.",
+    )
+
+
+def _cannot(grid: Grid) -> tuple[Code, str]:
+    if not grid.of_kind(ArmKind.BASE):
+        why = "there is no arm of base to compare with"
+    elif not any(arm.alpha for arm in grid.of_kind(ArmKind.VECTOR)):
+        why = "there is no arm of the vector"
+    elif not grid.answered.any():
+        why = "there are no answers"
+    else:
+        why = (
+            "there are no answers in one of the halves: half of the problems must choose the "
+            "alpha, and the other half confirm it"
+        )
+    return "cannot_tell", f"Can't tell: {why}."
