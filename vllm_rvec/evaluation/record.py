@@ -1,0 +1,236 @@
+"""`sweep.json`: everything that it takes to repeat a sweep, and to know whether one goes on.
+
+Written before the first question, and again whenever the sweep goes on. Not here: the answers
+(`answers`).
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from vllm_rvec.checkpoint.output import sync_folder
+from vllm_rvec.errors import ConfigError
+from vllm_rvec.evaluation.records import Arm, ArmKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from vllm_rvec.evaluation.records import Task
+
+__all__ = ["RECORD_NAME", "ArmRecord", "Run", "SweepRecord", "TaskRecord", "read_record"]
+
+RECORD_NAME: Final = "sweep.json"
+
+HARMLESS_FLAGS: Final = frozenset(
+    {
+        "disable-log-stats",
+        "gpu-memory-utilization",
+        "kv-cache-memory-bytes",
+        "max-model-len",
+        "max-num-batched-tokens",
+        "max-num-seqs",
+    }
+)
+"""Flags of vLLM that decide how much fits, and not what is answered."""
+
+How = Literal["dial", "live", "endpoint"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskRecord(_Part):
+    """What was asked."""
+
+    digest: str
+    scorer: str
+    max_tokens: int
+    thinking_prompt: str
+    stop: tuple[str, ...]
+    scorer_options: dict[str, JsonValue]
+    source: str
+
+    @classmethod
+    def of(cls, task: Task) -> TaskRecord:
+        """Describe a task."""
+        return cls(
+            digest=task.digest,
+            scorer=task.scorer,
+            max_tokens=task.max_tokens,
+            thinking_prompt=task.thinking_prompt,
+            stop=task.stop,
+            scorer_options=dict(task.scorer_options),
+            source=task.source,
+        )
+
+
+class ArmRecord(_Part):
+    """An arm, whoever answers for it."""
+
+    name: str
+    kind: ArmKind
+    alpha: float
+    is_prompted: bool
+
+    @classmethod
+    def of(cls, arm: Arm) -> ArmRecord:
+        """Describe an arm."""
+        return cls(name=arm.name, kind=arm.kind, alpha=arm.alpha, is_prompted=arm.is_prompted)
+
+    def arm(self) -> Arm:
+        """The arm, with nobody to ask."""
+        return Arm(self.name, self.kind, self.alpha, "", None, self.is_prompted)
+
+
+class Run(_Part):
+    """One time that the command ran."""
+
+    started: str
+    """In UTC."""
+    versions: dict[str, str]
+    endpoint: str | None
+    """Where it asked; None for an engine of its own."""
+    models: dict[str, str]
+    """The served name that each arm asked for."""
+
+    @classmethod
+    def now(cls, **facts: object) -> Run:
+        """Describe a run that begins."""
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls.model_validate({"started": started, **facts})
+
+
+class SweepRecord(_Part):
+    """All of it."""
+
+    format: Literal[1] = 1
+    how: How
+    """By a dial of its own; a fused engine that is brought to each alpha in turn; or elsewhere."""
+    target: str
+    target_digest: str | None
+    """`identity.sampled_digest`; None for what isn't on this machine."""
+    vector: str | None
+    vector_digest: str | None
+    """Of its manifest."""
+    random_seed: int | None
+    """Of the random vector; None where there is none."""
+    seed: int
+    temperature: float
+    engine: dict[str, JsonValue]
+    """vLLM's flags."""
+    tasks: dict[str, TaskRecord]
+    arms: tuple[ArmRecord, ...]
+    missing: dict[str, str]
+    """Arms that could not be had, and why."""
+    config: dict[str, JsonValue]
+    """As it was written, by file or flags."""
+    runs: tuple[Run, ...] = ()
+
+    def clashes(self, kept: SweepRecord) -> list[str]:
+        """Say what keeps this sweep from going on where another one stopped.
+
+        More arms, more tasks and more problems do not, nor does what only decides how fast it goes.
+        """
+        return [
+            *self._differing(kept),
+            *_differing_parts("task", kept.tasks, self.tasks),
+            *_differing_parts("arm", _by_name(kept.arms), _by_name(self.arms)),
+        ]
+
+    def _differing(self, kept: SweepRecord) -> Iterator[str]:
+        for name in ("how", "target_digest", "vector_digest", "seed", "temperature"):
+            old, new = getattr(kept, name), getattr(self, name)
+            if old != new:
+                yield f"{name.replace('_', ' ')}: {old} there, {new} now"
+        if self.target_digest is None and self.target != kept.target:
+            yield f"target: {kept.target} there, {self.target} now"
+        if (
+            None not in {self.random_seed, kept.random_seed}
+            and self.random_seed != kept.random_seed
+        ):
+            yield f"random seed: {kept.random_seed} there, {self.random_seed} now"
+        old_flags, new_flags = _telling(kept.engine), _telling(self.engine)
+        for flag in sorted(old_flags.keys() | new_flags.keys()):
+            if old_flags.get(flag) != new_flags.get(flag):
+                yield f"vLLM's --{flag}: {old_flags.get(flag)} there, {new_flags.get(flag)} now"
+
+    def continuing(self, kept: SweepRecord) -> SweepRecord:
+        """This record with the runs, and what else only the other one knows.
+
+        Raises:
+            ConfigError: They are different sweeps.
+        """
+        if problems := self.clashes(kept):
+            raise ConfigError(
+                "the folder holds the answers of another sweep",
+                problems=problems,
+                why="answers of one sweep compare only when all were asked in the same way",
+                fix="choose another folder: --output; or go back to what was asked there",
+            )
+        return self.model_copy(update={"runs": (*kept.runs, *self.runs)})
+
+    def write(self, folder: Path) -> None:
+        """Write it, whole or not at all.
+
+        Raises:
+            ConfigError: The folder can't be written to.
+        """
+        path = folder / RECORD_NAME
+        aside = path.with_name(f".{RECORD_NAME}.new")
+        try:
+            with aside.open("wb") as file:
+                file.write(self.model_dump_json(indent=2).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(path)
+            sync_folder(folder)
+        except OSError as exc:
+            raise ConfigError(
+                f"{path} can't be written", why=exc.strerror or str(exc), path=path
+            ) from exc
+
+
+def read_record(folder: Path) -> SweepRecord | None:
+    """Read what a folder holds; None where it holds no sweep.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    path = folder / RECORD_NAME
+    try:
+        return SweepRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as exc:
+        why = str(exc.strerror) if isinstance(exc, OSError) else "this version does not read it"
+        raise ConfigError(
+            f"{path} is not a sweep's record",
+            why=why,
+            fix="choose another folder: --output",
+            path=path,
+        ) from exc
+
+
+def _by_name(arms: Sequence[ArmRecord]) -> dict[str, ArmRecord]:
+    return {arm.name: arm for arm in arms}
+
+
+def _telling(flags: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    plain = {name.lstrip("-").replace("_", "-"): value for name, value in flags.items()}
+    return {name: value for name, value in plain.items() if name not in HARMLESS_FLAGS}
+
+
+def _differing_parts(
+    word: str, kept: Mapping[str, _Part], new: Mapping[str, _Part]
+) -> Iterator[str]:
+    for name in kept.keys() & new.keys():
+        old_facts, new_facts = kept[name].model_dump(), new[name].model_dump()
+        changed = [key for key in old_facts if old_facts[key] != new_facts[key]]
+        if changed := [key for key in changed if key != "source"]:
+            yield f"{word} {name}: another {', '.join(changed)}".replace("_", " ")
