@@ -54,32 +54,30 @@ def verdict_of(
 def _decide(found: Confirmation) -> tuple[Code, str]:
     base = found.against_base
     if base.is_loss:
-        return "loss", f"Don't use it: {_the_best(found)} is worse than base: {_seen(base)}."
+        return "loss", f"Don't use it: {_the_best(found)} loses: {_seen(base)}."
     if not base.is_gain:
         return "no_gain", f"No gain that the data shows. {_no_gain(found)}"
     alpha = alpha_text(found.alpha)
-    gain = f"{difference(base)} against {base.reference} on {base.n:,} held-out problems"
     equals = _equals(found)
     if equals:
         said = " And ".join(text for _, text in equals)
-        return equals[0][0], f"Alpha {alpha} gains {gain} ({p_text(base.p_value)}), but {said}"
+        return equals[0][0], f"Alpha {alpha} gains {_seen(base)}, but {said}"
     beaten = [
         f"{difference(one)} against {one.reference}"
         for one in (found.against_prompt, found.against_random)
         if one is not None
     ]
-    said = "; ".join([f"{gain} ({p_text(base.p_value)})", *beaten])
-    return "use_alpha", f"Use alpha {alpha}: {said}."
+    return "use_alpha", f"Use alpha {alpha}: {'; '.join([_seen(base), *beaten])}."
 
 
 def _equals(found: Confirmation) -> list[tuple[Code, str]]:
     """The controls that aren't beaten."""
     controls: tuple[tuple[Code, Comparison | None, str], ...] = (
-        ("prompt_does_as_much", found.against_prompt, "asking for steps in the prompt"),
-        ("random_does_as_much", found.against_random, "a random change of this size"),
+        ("prompt_does_as_much", found.against_prompt, "Asking for steps in the prompt"),
+        ("random_does_as_much", found.against_random, "A random change of this size"),
     )
     return [
-        (code, f"it {_no_better(one)}: {what} does as much, as far as the data shows.")
+        (code, f"it {_no_better(one)}. {what} does as much, as far as the data shows.")
         for code, one, what in controls
         if one is not None and not one.is_gain
     ]
@@ -87,13 +85,16 @@ def _equals(found: Confirmation) -> list[tuple[Code, str]]:
 
 def _no_better(comparison: Comparison) -> str:
     verb = "is worse" if comparison.is_loss else "isn't shown to be better"
-    return f"{verb} than {comparison.reference} ({_seen(comparison)})"
+    return (
+        f"{verb} than {comparison.reference}: {difference(comparison)} "
+        f"({p_text(comparison.p_value)})"
+    )
 
 
 def _seen(comparison: Comparison) -> str:
     return (
-        f"{difference(comparison)} on {comparison.n:,} held-out problems, "
-        f"{p_text(comparison.p_value)}"
+        f"{difference(comparison)} against {comparison.reference} on {comparison.n:,} held-out "
+        f"problems ({p_text(comparison.p_value)})"
     )
 
 
@@ -107,7 +108,7 @@ def _the_best(found: Confirmation) -> str:
 def _no_gain(found: Confirmation) -> str:
     base = found.against_base
     best = _the_best(found)
-    said = [f"{best[0].upper()}{best[1:]} makes {_seen(base)} against {base.reference}."]
+    said = [f"{best[0].upper()}{best[1:]} makes {_seen(base)}."]
     if found.power.detectable is None:
         said.append("With so few problems not even the largest gain would be found.")
     else:
@@ -132,13 +133,13 @@ def _with_prompt(found: Confirmation) -> Finding:
     base = found.against_base
     arm = f"With the prompt, alpha {alpha_text(found.alpha)}"
     if base.is_gain:
-        text = f"{arm} gains: {_seen(base)} against {base.reference}."
+        text = f"{arm} gains: {_seen(base)}."
         return Finding("prompted_gain", text)
     if base.is_loss:
-        return Finding("prompted_loss", f"{arm} loses: {_seen(base)} against {base.reference}.")
+        return Finding("prompted_loss", f"{arm} loses: {_seen(base)}.")
     return Finding(
         "prompted_no_gain",
-        f"{arm} makes no gain that the data shows: {_seen(base)} against {base.reference}.",
+        f"{arm} makes no gain that the data shows: {_seen(base)}.",
     )
 
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vllm_rvec.evaluation.results import Comparison
     from vllm_rvec.intervals import Interval
 
-__all__ = ["alpha_text", "between", "difference", "p_text", "points", "share", "times"]
+__all__ = ["alpha_text", "between", "difference", "p_number", "p_text", "points", "share", "times"]
 
 
 def points(value: float) -> str:
@@ -41,13 +41,21 @@ def times(value: float) -> str:
     return f"{value:.1f} times" if value < 10 else f"{value:.0f} times"
 
 
+def p_number(p_value: float | None) -> str:
+    """A p value for a table."""
+    if p_value is None:
+        return "-"
+    return "< 0.0001" if p_value < 0.0001 else f"{p_value:.2g}"
+
+
 def p_text(p_value: float) -> str:
     """A p value with its sign: `p = 0.012`.
 
     >>> p_text(0.0123), p_text(0.00001)
     ('p = 0.012', 'p < 0.0001')
     """
-    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.2g}"
+    number = p_number(p_value)
+    return f"p {number}" if number.startswith("<") else f"p = {number}"
 
 
 def alpha_text(alpha: float) -> str:

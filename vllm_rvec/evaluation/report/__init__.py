@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from vllm_rvec.evaluation.report.document import SCHEMA, SCHEMA_VERSION, as_document, as_json
+from vllm_rvec.evaluation.report.markdown import as_markdown
+from vllm_rvec.evaluation.report.page import as_html
+from vllm_rvec.evaluation.report.terminal import print_table
+from vllm_rvec.evaluation.report.writing import write_reports
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from vllm_rvec.evaluation.results import SweepResults
-
-__all__ = ["print_table", "write_reports"]
-
-
-def write_reports(results: SweepResults, folder: Path) -> tuple[Path, ...]:
-    """Write `report.json`, `report.md` and `report.html`, each whole or not at all.
-
-    Args:
-        results: What `analyse` gave.
-        folder: Made if it isn't there; reports of an earlier run are replaced.
-
-    Returns:
-        The three paths.
-
-    Raises:
-        ConfigError: The folder can't be written to.
-    """
-    raise NotImplementedError
-
-
-def print_table(results: SweepResults, console: Console) -> None:
-    """Print the recommendation, the warnings and the table of arms."""
-    raise NotImplementedError
+__all__ = [
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "as_document",
+    "as_html",
+    "as_json",
+    "as_markdown",
+    "print_table",
+    "write_reports",
+]
