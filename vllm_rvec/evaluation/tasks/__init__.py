@@ -1,0 +1,10 @@
+"""What is asked: tasks from files of ours and of the public benchmarks, here or on the Hub.
+
+Not here: how answers are graded (`scoring`), and in which arms problems are asked (`arms`).
+"""
+
+from vllm_rvec.evaluation.halves import half_of
+from vllm_rvec.evaluation.tasks.loading import load_task
+from vllm_rvec.evaluation.tasks.spec import FewShot, TaskSpec
+
+__all__ = ["FewShot", "TaskSpec", "half_of", "load_task"]
