@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from vllm_rvec.evaluation.results import SweepResults
 
 GAIN = Truth(effect=0.2, discordance=0.25)
+LOSS = Truth(effect=-0.2, discordance=0.25)
 LONG_GAIN = Truth(effect=0.2, discordance=0.25, tokens=120)
 CALM: dict[Arm, Truth] = {
     BASE: Truth(),
@@ -123,12 +124,13 @@ def test_noise_is_told_where_base_differs_from_itself() -> None:
 
 
 def test_the_best_alpha_at_the_edge_asks_for_a_wider_grid() -> None:
-    """At either end; the smallest positive alpha has base beside it, and a single alpha no grid."""
+    """At either end, if it helps; beside the smallest lies base, and a single alpha is no grid."""
     assert "above" in text_of(calm(**{"v@0.75": GAIN, "v@0.5": Truth()}), "edge_of_grid")
     negative = arm(ArmKind.VECTOR, -0.5)
     below = CALM | {negative: GAIN, VECTORS[1]: Truth()}
     assert "below" in text_of(sweep(7, [task("a", 400)], below), "edge_of_grid")
     assert "edge_of_grid" not in codes(calm(**{"v@0.25": GAIN, "v@0.5": Truth()}))
+    assert "edge_of_grid" not in codes(calm(**{"v@0.5": LOSS, "v@0.25": LOSS, "v@0.75": LOSS}))
     single = sweep(7, [task("a", 400)], {BASE: Truth(), VECTORS[1]: GAIN})
     assert "edge_of_grid" not in codes(single)
 

@@ -195,7 +195,8 @@ def _noise(noise: Sequence[Noise]) -> Iterator[Finding]:
 
 
 def _edge(grid: Grid, chosen: Confirmation | None) -> Iterator[Finding]:
-    if chosen is None or chosen.candidates < 2:
+    """Whether more of what helps may help more."""
+    if chosen is None or chosen.candidates < 2 or chosen.against_base.difference <= 0:
         return
     # Base is alpha 0: the smallest of positive alphas has a neighbour on both sides.
     alphas = [0.0, *(arm.alpha for arm in grid.of_kind(ArmKind.VECTOR))]

@@ -11,6 +11,7 @@ from tests.evaluation.report.conftest import HOSTILE
 from tests.evaluation.simulation import BASE, VECTORS, Truth, sweep, task
 from vllm_rvec.evaluation.analysis import analyse
 from vllm_rvec.evaluation.report import as_html
+from vllm_rvec.evaluation.report.svg import CHARACTER
 
 if TYPE_CHECKING:
     from vllm_rvec.evaluation.results import SweepResults
@@ -163,3 +164,12 @@ def test_a_sweep_that_shows_nothing_has_a_page_too() -> None:
         sweep(1, [task("a", 1)], {BASE: Truth(), VECTORS[0]: Truth()}),
     ):
         assert Reader(as_html(results)).open == []
+
+
+def test_legends_fit_beside_each_other(results: SweepResults) -> None:
+    """The last word of a legend, of all kinds of arms, ends inside the picture."""
+    for picture in pictures(as_html(results)):
+        width = float((picture.get("viewBox") or "").split()[2])
+        for text in picture.iter("{http://www.w3.org/2000/svg}text"):
+            if text.get("text-anchor") == "start":
+                assert float(text.get("x") or 0) + CHARACTER * len(text.text or "") <= width

@@ -14,7 +14,8 @@ Difference of two arms: Tango's 95 % score interval for paired rates (1998); p i
 mid-p, two-sided (Fagerland, Lydersen and Laake 2013). Gained: only the arm is right; lost: only \
 the reference is.
 p, Holm: adjusted by Holm's method (1979) for the number of alphas that were compared with the \
-same reference on the same problems, and in the confirmation for the number of tasks.
+same reference on the same problems; in the confirmation for the number of tasks; in the table of \
+losses and gains for the number of families.
 Held out: half of the problems choose the alpha with the highest accuracy (of equals the one \
 nearest 0); the other half tests it once. A recommendation needs a difference whose interval lies \
 above 0 and p < 0.05 against base, base+prompt and the random vector: all that were asked.

@@ -35,10 +35,10 @@ __all__ = [
     "length_picture",
 ]
 
-ALPHA = "alpha"
+ALPHA = "alpha (0: base)"
 
 SERIES = (
-    ("vector (0: base)", "vector", (ArmKind.BASE, ArmKind.VECTOR), True),
+    ("vector", "vector", (ArmKind.BASE, ArmKind.VECTOR), True),
     ("vector + prompt", "prompted", (ArmKind.BASE_PROMPT, ArmKind.VECTOR_PROMPT), True),
     ("random", "random", (ArmKind.RANDOM,), False),
     ("-v", "minus", (ArmKind.MINUS,), False),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vllm_rvec.evaluation.results import Scope
+from vllm_rvec.evaluation.statistics import holm
 from vllm_rvec.evaluation.wording import alpha_text, p_number, points, share
 
 if TYPE_CHECKING:
@@ -127,9 +128,20 @@ def gain_table(results: SweepResults) -> Table | None:
     rows = [one for one in shown if one.reference == base]
     if name is None or base is None or len(rows) < 2:
         return None
+    families = [one for one in rows if one.scope.family]
+    adjusted = dict(zip(families, holm([one.p_value for one in families]), strict=True))
     return Table(
         title=f"{name} against {base}, for each task and family, on all problems, in points",
-        columns=("problems of", base, name, "difference", "95 % interval", "p", "problems"),
+        columns=(
+            "problems of",
+            base,
+            name,
+            "difference",
+            "95 % interval",
+            "p",
+            "p, Holm",
+            "problems",
+        ),
         rows=tuple(
             (
                 one.scope.label,
@@ -138,6 +150,7 @@ def gain_table(results: SweepResults) -> Table | None:
                 points(one.difference),
                 _range(one.interval),
                 p_number(one.p_value),
+                p_number(adjusted.get(one)),
                 f"{one.n:,}",
             )
             for one in rows
