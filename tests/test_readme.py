@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_rvec.cli.main import COMMANDS, EXIT_CODES
+from vllm_rvec.evaluation.config import SweepConfig
 from vllm_rvec.loader.config import LoaderConfig
 from vllm_rvec.loader.formats import VLLM_KEYS
 from vllm_rvec.serve import ServeConfig, load_config
@@ -21,9 +22,17 @@ MINIATURE = ROOT / "examples" / "reasoning_in_miniature"
 README = (ROOT / "README.md").read_text()
 COMMANDS_README = (ROOT / "vllm_rvec" / "vector" / "README.md").read_text()
 ROUTER_README = (ROOT / "vllm_rvec" / "router" / "README.md").read_text()
+EVALUATION_README = (ROOT / "vllm_rvec" / "evaluation" / "README.md").read_text()
 ROUTER_COMMANDS = {"route", "check-config", "new-key", "results"}
+HOMES = {
+    "serve": README,
+    "sweep": EVALUATION_README,
+    **dict.fromkeys(ROUTER_COMMANDS, ROUTER_README),
+}
+"""Where commands are explained that are not the vector's."""
 DOCUMENTS = [
     ROOT / "vllm_rvec" / "router" / "README.md",
+    ROOT / "vllm_rvec" / "evaluation" / "README.md",
     ROOT / "README.md",
     ROOT / "vllm_rvec" / "vector" / "README.md",
     ROOT / "benchmarks" / "README.md",
@@ -59,8 +68,7 @@ def section(text: str, command: str) -> str:
 @pytest.mark.parametrize("command", ["serve", *COMMANDS])
 def test_every_flag_is_documented(command: str) -> None:
     """What `--help` offers, the command's own section explains."""
-    home = README if command == "serve" else COMMANDS_README
-    text = section(ROUTER_README if command in ROUTER_COMMANDS else home, command)
+    text = section(HOMES.get(command, COMMANDS_README), command)
     assert not {flag for flag in help_flags(command) if flag not in text}
 
 
@@ -73,6 +81,12 @@ def test_every_setting_is_documented() -> None:
     """Each name that the YAML file may hold."""
     names = [field.alias or name for name, field in ServeConfig.model_fields.items()]
     assert all(f"`{name}`" in README for name in names)
+
+
+def test_every_setting_of_a_sweep_is_documented() -> None:
+    """Each name that its YAML file may hold."""
+    names = [field.alias or name for name, field in SweepConfig.model_fields.items()]
+    assert [name for name in names if f"`{name}`" not in EVALUATION_README] == []
 
 
 def test_every_loader_key_is_documented() -> None:

@@ -22,6 +22,7 @@ from vllm_rvec.cli.random_like import random_like_command
 from vllm_rvec.cli.results import results_command
 from vllm_rvec.cli.route import route_command
 from vllm_rvec.cli.serve import serve_command
+from vllm_rvec.cli.sweep import sweep_command
 from vllm_rvec.cli.transform import transform_command
 from vllm_rvec.cli.verify import verify_command
 from vllm_rvec.errors import (
@@ -75,6 +76,8 @@ for commands in (app, serve_app):
         epilog=EXIT_HELP,
         context_settings={"allow_extra_args": True},
     )(serve_command)
+WITH_VLLM_FLAGS = {"sweep"}
+"""Commands that take flags of vLLM behind `--`, beside `serve`."""
 COMMANDS: dict[str, Callable[..., None]] = {
     "route": route_command,
     "check-config": check_config_command,
@@ -92,9 +95,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export-lora": export_lora_command,
     "push": push_command,
     "fetch": fetch_command,
+    "sweep": sweep_command,
 }
 for name, command in COMMANDS.items():
-    app.command(name, epilog=EXIT_HELP)(command)
+    settings = {"allow_extra_args": name in WITH_VLLM_FLAGS}
+    app.command(name, epilog=EXIT_HELP, context_settings=settings)(command)
 
 
 @app.command("version")
