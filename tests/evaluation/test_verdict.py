@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from tests.evaluation.simulation import (
@@ -13,6 +15,7 @@ from tests.evaluation.simulation import (
     RANDOM,
     VECTORS,
     Truth,
+    answers_of,
     sweep,
     task,
 )
@@ -105,11 +108,34 @@ def test_the_vector_with_the_prompt_has_a_sentence_of_its_own(prompted: Truth, c
 
 
 def test_what_can_not_be_told_says_why() -> None:
-    """No base, no vector, no answers, no second half."""
+    """No base, no vector, no answers, no first half."""
     tasks = [task("a", 8)]
     assert "no arm of base" in analyse(tasks, [VECTORS[0]], [], {}).verdict.text
     assert "no arm of the vector" in analyse(tasks, [BASE], [], {}).verdict.text
     assert "no answers" in analyse(tasks, [BASE, VECTORS[0]], [], {}).verdict.text
-    one = sweep(1, [task("a", 1)], {BASE: Truth(), VECTORS[0]: Truth()}).verdict
-    assert (one.code, one.arm) == ("cannot_tell", None)
-    assert "one of the halves" in one.text
+    given = answers_of(np.random.default_rng(1), tasks, {BASE: Truth(), VECTORS[0]: Truth()})
+    unseen = [one for one in given if one.half == "confirm"]
+    found = analyse(tasks, [BASE, VECTORS[0]], unseen, {}).verdict
+    assert (found.code, found.arm) == ("cannot_tell", None)
+    assert "no alpha was chosen" in found.text
+
+
+def test_without_held_out_problems_the_best_alpha_is_named_and_not_recommended() -> None:
+    """All problems choose: the gain with p adjusted for the number of alphas, and why it's too high.
+
+    What the chosen alpha loses elsewhere is told all the same.
+    """
+    truths = {
+        BASE: Truth(),
+        VECTORS[1]: Truth(0.3, 0.35, by_task={"b": -0.2}),
+        **dict.fromkeys((VECTORS[0], *VECTORS[2:]), Truth()),
+    }
+    tasks = [task("a", 300), task("b", 100)]
+    given = answers_of(np.random.default_rng(1), tasks, truths)
+    results = analyse(tasks, list(truths), [replace(one, half="choose") for one in given], {})
+    found = results.verdict
+    assert (found.code, found.arm, found.alpha) == ("cannot_tell", "v@0.5", 0.5)
+    assert "no problems were held out" in found.text
+    assert "The best of 4 is 0.5, +" in found.text
+    assert "adjusted for the number of alphas" in found.text
+    assert "loss_on_task" in {one.code for one in found.warnings}

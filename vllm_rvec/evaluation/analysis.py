@@ -58,7 +58,7 @@ def analyse(
         confirmations=confirmations,
         noise=noise,
         flips=flips_of(grid),
-        verdict=verdict_of(grid, confirmations, warnings),
+        verdict=verdict_of(grid, comparisons, confirmations, warnings),
         not_counted=grid.not_counted,
         facts=dict(facts),
     )

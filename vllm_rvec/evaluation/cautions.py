@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vllm_rvec.evaluation.confirming import choose
 from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.results import Finding, Scope
 from vllm_rvec.evaluation.statistics import holm, paired_interval
@@ -44,7 +45,7 @@ def cautions_of(
     )
     return (
         *_not_complete(grid),
-        *_losses(comparisons, chosen),
+        *_losses(grid, comparisons),
         *_collapses(grid),
         *_over_thinking(grid, comparisons),
         *_control_gains(grid, comparisons),
@@ -70,19 +71,16 @@ def _not_complete(grid: Grid) -> Iterator[Finding]:
         )
 
 
-def _losses(comparisons: Sequence[Comparison], chosen: Confirmation | None) -> Iterator[Finding]:
+def _losses(grid: Grid, comparisons: Sequence[Comparison]) -> Iterator[Finding]:
     """Where the chosen arm is worse than base, on all problems.
 
     A task counts by its own interval: a loss that may be there is worth a look. Families are many,
     so they count by p values adjusted for how many there are.
     """
-    if chosen is None:
+    chosen, bases = choose(grid, Scope(), ArmKind.VECTOR), grid.of_kind(ArmKind.BASE)
+    if chosen is None or not bases:
         return
-    ours = [
-        one
-        for one in comparisons
-        if (one.arm, one.reference) == (chosen.arm, chosen.against_base.reference)
-    ]
+    ours = [one for one in comparisons if (one.arm, one.reference) == (chosen.name, bases[0].name)]
     lost = [one for one in ours if one.scope.task and not one.scope.family and one.is_loss]
     families = [one for one in ours if one.scope.family]
     adjusted = holm([one.p_value for one in families])

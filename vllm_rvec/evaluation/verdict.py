@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from vllm_rvec.evaluation.confirming import choose
 from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.results import Finding, Scope, Verdict
 from vllm_rvec.evaluation.wording import alpha_text, difference, p_text, points
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vllm_rvec.evaluation.grid import Grid
+    from vllm_rvec.evaluation.records import Arm
     from vllm_rvec.evaluation.results import Comparison, Confirmation
 
     Code = Literal[
@@ -28,24 +30,29 @@ __all__ = ["verdict_of"]
 
 
 def verdict_of(
-    grid: Grid, confirmations: Sequence[Confirmation], warnings: Sequence[Finding]
+    grid: Grid,
+    comparisons: Sequence[Comparison],
+    confirmations: Sequence[Confirmation],
+    warnings: Sequence[Finding],
 ) -> Verdict:
     """Say what the confirmation over all tasks shows.
 
     Args:
         grid: The answers.
+        comparisons: Read where nothing was held out.
         confirmations: Those over all tasks are read.
         warnings: What `cautions` found; they go with the verdict.
     """
     over_all = {one.kind: one for one in confirmations if one.scope == Scope()}
     found = over_all.get(ArmKind.VECTOR)
     prompted = over_all.get(ArmKind.VECTOR_PROMPT)
-    code, text = _cannot(grid) if found is None else _decide(found)
+    chosen = choose(grid, Scope(), ArmKind.VECTOR)
+    code, text = _cannot(grid, chosen, comparisons) if found is None else _decide(found)
     return Verdict(
         code=code,
         text=text,
-        arm=None if found is None else found.arm,
-        alpha=None if found is None else found.alpha,
+        arm=None if chosen is None else chosen.name,
+        alpha=None if chosen is None else chosen.alpha,
         with_prompt=None if prompted is None else _with_prompt(prompted),
         warnings=tuple(warnings),
     )
@@ -143,16 +150,25 @@ def _with_prompt(found: Confirmation) -> Finding:
     )
 
 
-def _cannot(grid: Grid) -> tuple[Code, str]:
+def _cannot(grid: Grid, chosen: Arm | None, comparisons: Sequence[Comparison]) -> tuple[Code, str]:
     if not grid.of_kind(ArmKind.BASE):
         why = "there is no arm of base to compare with"
     elif not any(arm.alpha for arm in grid.of_kind(ArmKind.VECTOR)):
         why = "there is no arm of the vector"
     elif not grid.answered.any():
         why = "there are no answers"
-    else:
+    elif chosen is None:
         why = (
-            "there are no answers in one of the halves: half of the problems must choose the "
-            "alpha, and the other half confirm it"
+            "no alpha was chosen: there are no answers in the half of the problems that chooses it"
+        )
+    else:
+        best = next(one for one in comparisons if (one.scope, one.arm) == (Scope(), chosen.name))
+        tried = sum(arm.alpha != 0 for arm in grid.of_kind(ArmKind.VECTOR))
+        why = (
+            f"no problems were held out to confirm an alpha. The best of {tried} is "
+            f"{alpha_text(chosen.alpha)}, {difference(best)} against {best.reference} on all "
+            f"{best.n:,} problems ({p_text(best.p_value)}, adjusted for the number of alphas "
+            f"{p_text(best.adjusted_p or best.p_value)}): more than is true, for luck helped to "
+            "choose it"
         )
     return "cannot_tell", f"Can't tell: {why}."
