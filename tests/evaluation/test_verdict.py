@@ -118,10 +118,13 @@ def test_what_can_not_be_told_says_why() -> None:
     found = analyse(tasks, [BASE, VECTORS[0]], unseen, {}).verdict
     assert (found.code, found.arm) == ("cannot_tell", None)
     assert "no alpha was chosen" in found.text
+    lonely = [replace(one, half="choose") for one in given if one.arm != "base"]
+    found = analyse(tasks, [BASE, VECTORS[0]], lonely, {}).verdict
+    assert "v@0.25 and base answered no problem both" in found.text
 
 
 def test_without_held_out_problems_the_best_alpha_is_named_and_not_recommended() -> None:
-    """All problems choose: the gain with p adjusted for the number of alphas, and why it's too high.
+    """All problems choose: the gain with p adjusted for the number of alphas, and a warning.
 
     What the chosen alpha loses elsewhere is told all the same.
     """

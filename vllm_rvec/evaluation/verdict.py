@@ -158,11 +158,10 @@ def _cannot(grid: Grid, chosen: Arm | None, comparisons: Sequence[Comparison]) -
     elif not grid.answered.any():
         why = "there are no answers"
     elif chosen is None:
-        why = (
-            "no alpha was chosen: there are no answers in the half of the problems that chooses it"
-        )
+        why = "no alpha was chosen: there are no answers in the half of the problems that does"
+    elif not (best := _on_all_problems(grid, chosen, comparisons)).n:
+        why = f"{best.arm} and {best.reference} answered no problem both"
     else:
-        best = next(one for one in comparisons if (one.scope, one.arm) == (Scope(), chosen.name))
         tried = sum(arm.alpha != 0 for arm in grid.of_kind(ArmKind.VECTOR))
         why = (
             f"no problems were held out to confirm an alpha. The best of {tried} is "
@@ -172,3 +171,8 @@ def _cannot(grid: Grid, chosen: Arm | None, comparisons: Sequence[Comparison]) -
             "choose it"
         )
     return "cannot_tell", f"Can't tell: {why}."
+
+
+def _on_all_problems(grid: Grid, arm: Arm, comparisons: Sequence[Comparison]) -> Comparison:
+    wanted = Scope(), arm.name, grid.of_kind(ArmKind.BASE)[0].name
+    return next(one for one in comparisons if (one.scope, one.arm, one.reference) == wanted)

@@ -58,9 +58,10 @@ def as_html(results: SweepResults) -> str:
 def _parts(results: SweepResults) -> Iterator[str]:
     yield "<h1>Sweep of alphas</h1>"
     yield from _verdict(results)
-    yield "<section><h2>Held-out confirmation</h2>"
-    yield _table(confirmation_table(results))
-    yield "</section>"
+    if results.confirmations:
+        yield "<section><h2>Held-out confirmation</h2>"
+        yield _table(confirmation_table(results))
+        yield "</section>"
     gains = gain_table(results)
     if gains is not None:
         yield "<section><h2>Losses beside gains</h2>"
