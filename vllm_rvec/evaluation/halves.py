@@ -24,7 +24,7 @@ def half_of(task_name: str, problem_id: str, seed: int = 0) -> Half:
         problem_id: The problem's id.
         seed: Another seed deals anew.
 
-    >>> half_of("gsm8k", "1"), half_of("gsm8k", "2")
+    >>> half_of("gsm8k", "1"), half_of("gsm8k", "3")
     ('confirm', 'choose')
     """
     return "confirm" if hash_of(str(seed), task_name, problem_id)[0] & 1 else "choose"

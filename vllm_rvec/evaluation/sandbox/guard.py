@@ -34,6 +34,8 @@ MAX_VERDICT_BYTES: Final = 1 << 16
 """More than that is no verdict, but code that found the pipe."""
 KILL_SECONDS: Final = 3.0
 """How long SIGKILL is repeated: a process may fork while its siblings are being killed."""
+SETUP_SECONDS: Final = 60.0
+"""How long it may take to the code's beginning, a few hundredths of a second otherwise."""
 SCRATCH: Final = "size=64m,nr_inodes=4096,mode=777"
 """Of the folder that the code works in, where it can be one in memory."""
 
@@ -94,7 +96,6 @@ class _Run:
         init = os.fork()
         if init == 0:
             self._be_init(guard)
-        deadline = time.monotonic() + self._job["limits"]["wall_seconds"]
         for end in (self._verdict_in, self._token_out, self._life_in):
             os.close(end)
         # Made after the fork, and read by the harness after the tests: until then it's in no memory
@@ -102,7 +103,7 @@ class _Run:
         token = secrets.token_hex(16).encode()
         os.write(self._token_in, token)
         os.close(self._token_in)
-        said, is_late = self._listen(deadline)
+        said, is_late = self._listen()
         status = self._end(init)
         return _verdict(said, token, status, is_late)
 
@@ -124,9 +125,12 @@ class _Run:
         finally:
             os._exit(inside.BROKEN)
 
-    def _listen(self, deadline: float) -> tuple[bytes, bool]:
-        """Read what is said until init has ended, too much was said, or the time is over."""
-        said = b""
+    def _listen(self) -> tuple[bytes, bool]:
+        """Read what is said until init has ended, too much was said, or the time is over.
+
+        The code's time begins with the line before it, however busy the machine is till then.
+        """
+        said, deadline = b"", time.monotonic() + SETUP_SECONDS
         open_ends = {self._verdict, self._life}
         while len(said) < MAX_VERDICT_BYTES and self._life in open_ends:
             left_seconds = deadline - time.monotonic()
@@ -138,6 +142,8 @@ class _Run:
                 if not data:
                     open_ends.discard(end)
                 elif end == self._verdict:
+                    if b"\n" not in said:
+                        deadline = time.monotonic() + self._job["limits"]["wall_seconds"]
                     said += data
         return said + self._rest(), False
 

@@ -170,8 +170,8 @@ def _judge(program: str, tests: str, verdict: int, token: int) -> NoReturn:
     """Run both in one module, as if the tests stood below the program."""
     write, read, leave, execute = os.write, os.read, os._exit, exec
     module = types.ModuleType("solution")
-    sys.modules = {"solution": module, **_without_ours()}
-    sys.path = [entry for entry in sys.path if "vllm_rvec" not in entry]
+    sys.modules["solution"] = module
+    _forget_ourselves()
     try:
         # Compiled before the program can change anything.
         checks = compile(tests, "<tests>", "exec", dont_inherit=True)
@@ -186,8 +186,12 @@ def _judge(program: str, tests: str, verdict: int, token: int) -> NoReturn:
     leave(0)
 
 
-def _without_ours() -> dict[str, types.ModuleType]:
-    return {name: module for name, module in sys.modules.items() if "sandbox" not in name}
+def _forget_ourselves() -> None:
+    """Leave the code an interpreter as it would find it elsewhere."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
+        del sys.modules[name]
+    sys.path.remove(sys.argv[1])
+    sys.argv[:] = ["solution.py"]
 
 
 def _told(exc: BaseException) -> bytes:

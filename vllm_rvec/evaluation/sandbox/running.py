@@ -20,6 +20,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -61,8 +62,10 @@ BOOT: Final = (
 EVALUATION: Final = Path(__file__).parent.parent
 MARKER: Final = "RVEC_SANDBOX"
 """In the environment: by its value what is left is found, should the guard be killed."""
-GRACE_SECONDS: Final = 15.0
+GRACE_SECONDS: Final = 90.0
 """What the guard gets, beyond the code's own time, to start and to end everything."""
+KILL_SECONDS: Final = 10.0
+"""When to give up on processes that the kernel does not let go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +153,17 @@ def _guarded(job: bytes, folder: str, timeout_seconds: float) -> bytes:
         cwd=folder,
         start_new_session=True,
     )
-    said = b""
     try:
         said, _ = process.communicate(job, timeout_seconds)
-    except subprocess.TimeoutExpired:
-        pass
+    except subprocess.TimeoutExpired as exc:
+        raise _broken(f"its guard has not answered for {timeout_seconds:g} s") from exc
     finally:
         if process.poll() != 0:
             process.kill()
             process.communicate()
             _end_marked(marker)
+    if process.returncode > 0:
+        raise _broken(f"its guard ended with status {process.returncode}")
     return said
 
 
@@ -177,10 +181,14 @@ def _environment(marker: str, folder: str) -> Mapping[str, str]:
 
 def _end_marked(marker: str) -> None:
     """Kill what carries the marker, until nothing does: forks inherit it."""
+    deadline = time.monotonic() + KILL_SECONDS
     while marked := [p for p in psutil.process_iter() if _is_marked(p, marker)]:
+        if time.monotonic() > deadline:
+            return
         for process in marked:
             with suppress(psutil.Error):
                 process.kill()
+        time.sleep(0.01)
 
 
 def _is_marked(process: psutil.Process, marker: str) -> bool:
@@ -203,7 +211,7 @@ def _scratch_folder() -> Iterator[str]:
 
 def _outcome(said: bytes) -> Outcome:
     if not said:
-        return Outcome(False, "killed its guard, or outlived it")
+        return Outcome(False, "killed its guard")
     verdict = json.loads(said)
     if verdict["layers"] is None:
         raise _broken(f"it ended before the code was run: {verdict['note']}")

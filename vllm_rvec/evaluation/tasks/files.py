@@ -43,6 +43,11 @@ class Record:
         """Words for a message."""
         return f"{'line' if self.is_line else 'example'} {self.number}"
 
+    @property
+    def stem(self) -> str:
+        """The file's name without its ending."""
+        return self.path.name.partition(".")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:

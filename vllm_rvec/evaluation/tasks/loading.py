@@ -123,7 +123,7 @@ class _Loading:
         faults: list[Fault] = []
         first: dict[str, Record] = {}
         for record in (one for path in paths for one in read_records(path)):
-            problem = self._problem(record, examples, first)
+            problem = self._problem(record, examples, first, is_one=len(paths) == 1)
             if isinstance(problem, Fault):
                 faults.append(problem)
             else:
@@ -140,14 +140,21 @@ class _Loading:
         return asked
 
     def _problem(
-        self, record: Record | Fault, examples: Examples, first: dict[str, Record]
+        self,
+        record: Record | Fault,
+        examples: Examples,
+        first: dict[str, Record],
+        *,
+        is_one: bool,
     ) -> Problem | Fault:
         """Make a problem of a record; `first` has the records seen before, by their ids."""
-        asked = self._understood(record) if isinstance(record, Record) else record
-        if isinstance(asked, Fault) or isinstance(record, Fault):
-            return asked if isinstance(asked, Fault) else record
+        if isinstance(record, Fault):
+            return record
+        asked = self._understood(record)
+        if isinstance(asked, Fault):
+            return asked
         problem = Problem(
-            id=asked.id or str(record.number),
+            id=asked.id or (f"{record.number}" if is_one else f"{record.stem}/{record.number}"),
             answer=asked.answer,
             family=asked.family,
             facts=asked.facts,
