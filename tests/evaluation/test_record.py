@@ -40,7 +40,7 @@ def record(**changed: Any) -> SweepRecord:
         "arms": (BASE,),
         "missing": {},
         "config": {},
-        "runs": (Run.now(versions={}, endpoint=None, models={"base": "base"}),),
+        "runs": (Run.now(versions={}, endpoint=None),),
     }
     return SweepRecord(**{**values, **changed})
 
@@ -75,6 +75,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
         {"config": {"max_concurrency": 1}},
         {"engine": {"max_model_len": 512, "--dtype": "float32"}},
         {"arms": ()},
+        {"arms": (BASE.model_copy(update={"model": "other"}),)},
     ],
 )
 def test_more_of_the_same_goes_on(changed: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Written before the first question, and again whenever the sweep goes on. Not her
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -37,6 +38,9 @@ HARMLESS_FLAGS: Final = frozenset(
     }
 )
 """Flags of vLLM that decide how much fits, and not what is answered."""
+
+INCIDENTAL: Final = frozenset({"source", "model", "alphas"})
+"""What may be called otherwise and is the same: a task's place, the served name of an arm."""
 
 How = Literal["dial", "live", "endpoint"]
 
@@ -71,21 +75,23 @@ class TaskRecord(_Part):
 
 
 class ArmRecord(_Part):
-    """An arm, whoever answers for it."""
+    """An arm, and how it was asked for last."""
 
     name: str
     kind: ArmKind
     alpha: float
     is_prompted: bool
+    model: str
+    alphas: float | dict[str, float] | None
 
     @classmethod
     def of(cls, arm: Arm) -> ArmRecord:
         """Describe an arm."""
-        return cls(name=arm.name, kind=arm.kind, alpha=arm.alpha, is_prompted=arm.is_prompted)
+        return cls.model_validate(asdict(arm))
 
     def arm(self) -> Arm:
-        """The arm, with nobody to ask."""
-        return Arm(self.name, self.kind, self.alpha, "", None, self.is_prompted)
+        """The arm."""
+        return Arm(**dict(self))
 
 
 class Run(_Part):
@@ -96,8 +102,6 @@ class Run(_Part):
     versions: dict[str, str]
     endpoint: str | None
     """Where it asked; None for an engine of its own."""
-    models: dict[str, str]
-    """The served name that each arm asked for."""
 
     @classmethod
     def now(cls, **facts: object) -> Run:
@@ -232,5 +236,5 @@ def _differing_parts(
     for name in kept.keys() & new.keys():
         old_facts, new_facts = kept[name].model_dump(), new[name].model_dump()
         changed = [key for key in old_facts if old_facts[key] != new_facts[key]]
-        if changed := [key for key in changed if key != "source"]:
+        if changed := [key for key in changed if key not in INCIDENTAL]:
             yield f"{word} {name}: another {', '.join(changed)}".replace("_", " ")

@@ -163,7 +163,7 @@ def answers_of(
 
 def facts_of(record: SweepRecord, *, command: str = "") -> Mapping[str, JsonValue]:
     """What a report says about how to repeat it."""
-    runs: list[JsonValue] = [run.model_dump(mode="json", exclude={"models"}) for run in record.runs]
+    runs: list[JsonValue] = [run.model_dump(mode="json") for run in record.runs]
     plain = record.model_dump(mode="json", exclude={"runs", "arms", "tasks"})
     return {**({"command": command} if command else {}), **plain, "runs": runs}
 
@@ -173,11 +173,7 @@ def _record(
 ) -> SweepRecord:
     is_random = any(arm.kind is ArmKind.RANDOM for arm in plan.arms)
     words: dict[str, JsonValue] = {"--": list(config.engine_words)} if config.engine_words else {}
-    run = Run.now(
-        versions=_versions(),
-        endpoint=config.endpoint,
-        models={arm.name: arm.model for arm in plan.arms},
-    )
+    run = Run.now(versions=_versions(), endpoint=config.endpoint)
     return SweepRecord(
         how=subject.how,
         target=subject.target,
