@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator
 
 from vllm_rvec.vector.alpha import alpha_problem
 
@@ -100,6 +100,6 @@ def _plain_number(value: object) -> float:
 
 Alphas = Annotated[
     tuple[float, ...],
-    PlainValidator(_read, json_schema_input_type=str | float | list[float]),
+    BeforeValidator(_read, json_schema_input_type=str | float | list[float]),
 ]
 """For pydantic."""
