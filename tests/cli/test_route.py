@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import openai
+import psutil
 import pytest
 import yaml
 
@@ -271,6 +274,44 @@ def test_no_client_sees_that_one_of_two_engines_is_killed(
                 thread.join()
         assert faults == []
         assert f"upstream {one.url} is up" in router.log.read_text()
+
+
+def test_a_disk_without_room_for_results_keeps_nobody_from_answers(
+    tmp_path: Path, engines: tuple[Engine, Engine]
+) -> None:
+    """Serving goes on, the log says why, and what waited is kept when there is room again."""
+    database = tmp_path / "results.sqlite"
+    file = configured(tmp_path / "route.yaml", engines, results={"path": str(database)})
+    with route(file) as router:
+        client = router.client()
+        assert said(client, "assistant") == "two"
+        kept = until_rows(database, 1)
+        process = psutil.Process(router.process.pid)
+        # Files as large as SQLite's log can't grow; the router's own log is far smaller.
+        full = database.with_name(database.name + "-wal").stat().st_size
+        process.rlimit(psutil.RLIMIT_FSIZE, (full, resource.RLIM_INFINITY))
+        for _ in range(5):
+            assert said(client, "assistant") == "two"
+        deadline = time.monotonic() + 20
+        while "results" not in router.log.read_text():
+            assert time.monotonic() < deadline, router.log.read_text()
+            time.sleep(0.05)
+        assert "Traceback" not in router.log.read_text()
+        process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        until_rows(database, kept + 5)
+        assert said(client, "assistant") == "two"
+
+
+def until_rows(database: Path, count: int) -> int:
+    """Wait until so many exposures are kept."""
+    deadline, found = time.monotonic() + 20, 0
+    while found < count:
+        assert time.monotonic() < deadline, f"{found} of {count}"
+        time.sleep(0.05)
+        if database.exists():
+            with suppress(sqlite3.OperationalError), closing(sqlite3.connect(database)) as opened:
+                found = opened.execute("SELECT count(*) FROM exposures").fetchone()[0]
+    return found
 
 
 def test_beyond_this_machine_only_with_a_key(file: Path) -> None:

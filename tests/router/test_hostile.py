@@ -18,7 +18,7 @@ import pytest
 from yarl import URL
 
 from vllm_rvec.router import Upstream, VariantTable
-from vllm_rvec.router.proxy import MAX_BODY_BYTES
+from vllm_rvec.router.request import MAX_BODY_BYTES
 
 from .conftest import BODY, begin_events, until
 

@@ -21,20 +21,20 @@ from vllm_rvec.router.keyring import (
 )
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from vllm_rvec.router.request import Request
 
 KEYS = {"team-a": "rvec-a", "team-b": "rvec-b"}
 CONFIGS = {name: KeyConfig(sha256=hash_key(key)) for name, key in KEYS.items()}
 SHARED = "everybody's"
 
 
-def request_with(**headers: str) -> web.Request:
+def request_with(**headers: str) -> Request:
     """A request as a keyring looks at it; aiohttp's own mock takes no surrogates."""
     named = CIMultiDict({name.replace("_", "-"): value for name, value in headers.items()})
-    return cast("web.Request", SimpleNamespace(headers=named))
+    return cast("Request", SimpleNamespace(headers=named))
 
 
-def bearer(key: str) -> web.Request:
+def bearer(key: str) -> Request:
     return request_with(Authorization=f"Bearer {key}")
 
 

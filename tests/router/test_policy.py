@@ -115,16 +115,22 @@ def test_raising_a_weight_only_adds_users() -> None:
     assert {after[key] for key in moved} == {"enhanced@1"}
 
 
-def test_another_configuration_forgets_weights_set_by_hand() -> None:
-    """What the file says holds again; and it is counted."""
+def test_a_configured_split_that_changes_replaces_weights_set_by_hand() -> None:
+    """And only that: a reload for a certificate or a log file must not end an operator's ramp."""
     dealt = traffic()
     dealt.set_weights("assistant", {"base": 1})
     assert dealt.weights("assistant") == {"base": 1}
     assert dealt.choose("assistant", None, "alice").reason is Reason.ALIAS
     assert dealt.generation == 1
     dealt.replace(dealt.routing)
-    assert dealt.weights("assistant") == SPLIT
+    assert dealt.weights("assistant") == {"base": 1}
     assert dealt.generation == 2
+    changed = dealt.routing.aliases["assistant"].model_copy(
+        update={"split": {"base": 90.0, "enhanced@1": 10.0}}
+    )
+    aliases = {**dealt.routing.aliases, "assistant": changed}
+    dealt.replace(dealt.routing.model_copy(update={"aliases": aliases}))
+    assert dealt.weights("assistant") == {"base": 90.0, "enhanced@1": 10.0}
 
 
 def test_the_weights_given_are_copied() -> None:

@@ -223,10 +223,10 @@ async def test_a_body_that_cannot_be_read_is_400(
 ) -> None:
     """Whatever aiohttp finds wrong with the way it came."""
 
-    async def fail(_request: web.Request) -> bytes:
+    async def fail(_request: web.BaseRequest) -> bytes:
         raise web.RequestPayloadError
 
-    monkeypatch.setattr(web.Request, "read", fail)
+    monkeypatch.setattr(web.BaseRequest, "read", fail)
     async with http.post(url, data=BODY) as response:
         assert response.status == 400
         assert (await response.json())["error"]["code"] == "invalid_body"

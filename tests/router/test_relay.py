@@ -170,13 +170,29 @@ async def sized_dies(request: web.Request) -> web.StreamResponse:
     return response
 
 
+async def large_dies(request: web.Request) -> web.StreamResponse:
+    response = await begin_plain(request, **{"Content-Length": "100000"})
+    die(request)
+    return response
+
+
+async def test_a_small_answer_that_breaks_off_is_an_error_in_openais_shape(
+    http: aiohttp.ClientSession, url: str, engine: StandInEngine
+) -> None:
+    """It is sent when it is whole, so nothing of it has gone out."""
+    engine.answer = sized_dies
+    async with http.post(url, data=BODY) as response:
+        assert response.status == 502
+        assert (await response.json())["error"]["code"] == "upstream_broke_off"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
         chunked_dies,
-        sized_dies,
+        large_dies,
         dies_after(b"\x1f\x8b", headers={"Content-Encoding": "gzip"}),
-        dies_after(HELLO, headers={"Content-Length": "1000"}),
+        dies_after(HELLO, headers={"Content-Length": "100000"}),
     ],
     ids=["chunked", "sized", "compressed events", "sized events"],
 )

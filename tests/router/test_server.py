@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, cast
 
 import aiohttp
 import pytest
@@ -15,7 +16,9 @@ from vllm_rvec.router import bind_socket, start_server
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
+
+    from vllm_rvec.router.app import App
 
 pytestmark = pytest.mark.anyio
 
@@ -71,15 +74,31 @@ def test_localhost_is_the_ipv4_one() -> None:
         assert bound.getsockname()[0] == "127.0.0.1"
 
 
-def waiting_app(release: asyncio.Event, begun: asyncio.Event) -> web.Application:
-    async def wait(_request: web.Request) -> web.Response:
-        begun.set()
-        await release.wait()
+class WaitingApp:
+    """In place of a router: requests that take as long as the test has them."""
+
+    def __init__(self, release: asyncio.Event, begun: asyncio.Event) -> None:
+        self._release = release
+        self._begun = begun
+        self.is_running = False
+
+    async def handle(self, _request: web.BaseRequest) -> web.StreamResponse:
+        """Wait as long as the test has it."""
+        self._begun.set()
+        await self._release.wait()
+        assert self.is_running, "what runs beside requests ends after them"
         return web.Response(text="done")
 
-    app = web.Application()
-    app.router.add_get("/", wait)
-    return app
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Note from when to when it runs."""
+        self.is_running = True
+        yield
+        self.is_running = False
+
+
+def waiting_app(release: asyncio.Event, begun: asyncio.Event) -> App:
+    return cast("App", WaitingApp(release, begun))
 
 
 async def fetch(port: int) -> str:

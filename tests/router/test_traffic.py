@@ -36,8 +36,9 @@ from vllm_rvec.router import (
     create_client,
     hash_key,
     load_tls,
-    sending,
+    proxy,
 )
+from vllm_rvec.router import answers as upstream_answers
 from vllm_rvec.router.assignment import assign, unit_of
 from vllm_rvec.router.config import TlsConfig
 from vllm_rvec.vector.dial import AlphaRange, Dial
@@ -456,6 +457,22 @@ async def test_a_client_does_not_name_the_dials_variant(dial: Router, pair: Pair
     assert named == [[NAME], [], ["enhanced@0.5"]]
 
 
+async def test_a_variant_is_one_however_its_alpha_is_spelled(start: Start, pair: Pair) -> None:
+    """`enhanced@1.0` must not go past the limit of `enhanced@1`."""
+    spec = Dial(("a",), {"base": (0.0,), NAME: (1.0,)}, AlphaRange(-1.0, 2.0))
+    table = VariantTable(["base", NAME], spec)
+    for name in ("base", NAME):
+        table.set_ready(name, pair.base.upstream)
+    router = await start(table, variants={NAME: {"max_in_flight": 1}})
+    pair.base.answer = wait_for_ever
+    first = asyncio.create_task(router.ask(NAME))
+    await pair.base.asked.wait()
+    reply = await router.ask("enhanced@1.0")
+    assert (reply.status, reply.error["code"]) == (503, "model_busy")
+    assert reply.marks["variant"] == NAME
+    first.cancel()
+
+
 async def test_a_split_over_a_dial_and_an_engine(dial: Router, pair: Pair) -> None:
     """Which of them it is, the policy doesn't know; only the dial is told its alpha."""
     replies = [await dial.ask(user=f"user-{n}") for n in range(30)]
@@ -719,8 +736,8 @@ async def test_nothing_is_asked_again_after_the_first_byte(
         reply = await router.ask("base", stream=True)
         assert b"upstream_broke_off" in reply.body
     else:
-        with pytest.raises(aiohttp.ClientError):
-            await router.ask("base")
+        reply = await router.ask("base")
+        assert (reply.status, reply.error["code"]) == (502, "upstream_broke_off")
     assert not pair.enhanced.seen
     broken = {"kind": "broken_stream", "variant": "base"}
     await router.until_sample(1, "vllm_rvec_router_errors_total", **broken)
@@ -731,7 +748,7 @@ async def test_an_upstream_that_does_not_even_connect_is_skipped_after_one_try(
     start: Start, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine that is gone answers nothing; each request must not wait for it anew."""
-    monkeypatch.setattr(sending, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(upstream_answers, "TIMEOUT", aiohttp.ClientTimeout(connect=0.3))
     with socket.socket() as full, socket.socket() as one, socket.socket() as two:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -1269,7 +1286,7 @@ async def put(router: Router, alias: str, body: Any, key: str = ADMIN_KEY) -> Re
 
 
 async def test_weights_are_changed_live(router: Router) -> None:
-    """From the next request on, until the configuration is read again."""
+    """From the next request on, until the configured split changes."""
     reply = await put(router, "assistant", {"split": {"base": 0, NAME: 1}})
     assert reply.json == {
         "id": "assistant",
@@ -1286,9 +1303,13 @@ async def test_weights_are_changed_live(router: Router) -> None:
         ("assistant", {"base": 0.0, NAME: 1.0}),
         ("default", {"base": 1.0}),
     ]
-    router.services.apply(router.services.traffic.routing)
-    assert (await router.ask(user=user_of("base"))).marks["variant"] == "base"
-    assert (await router.get("/v1/rvec/aliases/assistant")).json["split"] == SPLIT
+    routing = router.services.traffic.routing
+    router.services.apply(routing)
+    assert (await router.ask(user=user_of("base"))).marks["variant"] == NAME
+    changed = routing.aliases["assistant"].model_copy(update={"split": {"base": 3.0, NAME: 1.0}})
+    aliases = {**routing.aliases, "assistant": changed}
+    router.services.apply(routing.model_copy(update={"aliases": aliases}))
+    assert (await router.get("/v1/rvec/aliases/assistant")).json["split"] == changed.split
 
 
 @pytest.mark.parametrize(
@@ -1302,6 +1323,7 @@ async def test_weights_are_changed_live(router: Router) -> None:
         {"split": {"base": "much"}},
         b'{"split": {"base": NaN}}',
         b'{"split": {"base": 1e999}}',
+        {"split": {"base": 1e10}},
         {"split": {"base": 1}, "salt": "x"},
     ],
 )
@@ -1358,6 +1380,59 @@ async def test_each_key_has_limits_of_its_own(start: Start, pair: Pair) -> None:
     errors = "vllm_rvec_router_errors_total"
     assert await router.sample(errors, kind="rate_limited") == 1
     assert await router.sample(errors, kind="unauthorized") == 3
+
+
+async def test_a_keys_rate_is_for_every_path(start: Start, pair: Pair) -> None:
+    """Lists cost the router as much as answers; probes are nobody's."""
+    router = await start(pair.table(), keys={"slow": key("k", requests_per_minute=12)})
+    assert (await router.get("/v1/models", headers=bearer("k"))).status == 200
+    assert (await router.get("/v1/models", headers=bearer("k"))).status == 429
+    assert (await router.get("/livez", headers=bearer("k"))).status == 200
+
+
+async def test_a_reload_can_not_make_a_client_the_admin(start: Start, pair: Pair) -> None:
+    """The same key for both is refused then, too, and the old keys stay."""
+    router = await start(pair.table(), keys={"one": key("k")})
+    changed = Routing.model_validate({"keys": {"one": key(ADMIN_KEY)}})
+    with pytest.raises(ConfigError, match="admin key is also a client's"):
+        router.services.apply(changed)
+    assert (await router.get("/v1/models", headers=bearer("k"))).status == 200
+
+
+async def test_a_client_that_leaves_before_the_answer_is_counted(start: Start, pair: Pair) -> None:
+    """With no class of status, as none was ever sent."""
+    router = await start(pair.table())
+    pair.base.answer = wait_for_ever
+    asking = asyncio.create_task(router.ask("base"))
+    await pair.base.asked.wait()
+    asking.cancel()
+    labels = {"variant": "base", "status_class": ""}
+    await router.until_sample(1, "vllm_rvec_router_requests_total", **labels)
+
+
+async def test_a_body_that_never_ends_is_given_up(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that stays half-sent must not stay for ever."""
+    monkeypatch.setattr(proxy, "BODY_SECONDS", 0.1)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    port = int(router.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(head)
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+    writer.close()
+
+
+@pytest.mark.parametrize("status", [400, 404, 413, 422, 500])
+async def test_an_engines_error_goes_through_as_it_is(
+    router: Router, pair: Pair, status: int
+) -> None:
+    """Status, body and type; vLLM 0.32 itself answers no 422 to a body (it makes them 400)."""
+    body = b'{"error":{"message":"m","type":"t","param":null,"code":1}}'
+    pair.base.answer = answers(status, body, **{"Content-Type": "application/json"})
+    reply = await router.ask("base")
+    assert (reply.status, reply.body) == (status, body)
 
 
 async def test_a_key_has_so_many_in_flight(start: Start, pair: Pair) -> None:

@@ -20,7 +20,6 @@ from vllm_rvec.router.alphas import invalid_alpha
 from vllm_rvec.router.assignment import Reason
 from vllm_rvec.router.bodies import read_model
 from vllm_rvec.router.config import Weight, check_weights
-from vllm_rvec.router.exchange import EXCHANGE
 from vllm_rvec.router.keyring import KeyConfig, Keyring, hash_key
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.policy import Choice
@@ -32,6 +31,7 @@ from vllm_rvec.vector.dial import AlphaRequestError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from vllm_rvec.router.request import Request
     from vllm_rvec.router.services import Services
     from vllm_rvec.vector.dial import Dial
 
@@ -92,7 +92,7 @@ class Admin:
         keyring = Keyring({"admin": KeyConfig(sha256=sha256)}, None)
         return cls(keyring, change_alpha, drain_seconds)
 
-    def is_shown(self, request: web.Request) -> bool:
+    def is_shown(self, request: Request) -> bool:
         """Whether a request shows the key."""
         return self.keyring.identify(request) is not None
 
@@ -129,12 +129,12 @@ class AdminApi:
         self._admin = admin
         self._running: dict[str, asyncio.Task[dict[str, Any]]] = {}
 
-    async def list_variants(self, _request: web.Request) -> web.Response:
+    async def list_variants(self, _request: Request) -> web.Response:
         """Every variant, ready or not."""
         data = [self._describe(name) for name in self._variants.names()]
         return web.json_response({"object": "list", "data": data})
 
-    async def get_variant(self, request: web.Request) -> web.Response:
+    async def get_variant(self, request: Request) -> web.Response:
         """One variant.
 
         Raises:
@@ -142,7 +142,7 @@ class AdminApi:
         """
         return web.json_response(self._describe(self._named(request)))
 
-    async def put_variant(self, request: web.Request) -> web.Response:
+    async def put_variant(self, request: Request) -> web.Response:
         """Change a variant's alpha; goes on to its end when the client goes away.
 
         Raises:
@@ -154,7 +154,7 @@ class AdminApi:
         """
         admin = self._allowed(request)
         name = self._named(request)
-        request[EXCHANGE].choice = Choice(name, Reason.EXPLICIT)
+        request.exchange.choice = Choice(name, Reason.EXPLICIT)
         if (dial := self._variants.dial) is not None and name in dial.variants:
             wish = await read_model(request, _DialWish, fix=ALPHA_EXAMPLE)
             return web.json_response(self._retune(dial, name, wish.alpha))
@@ -178,13 +178,13 @@ class AdminApi:
         task.add_done_callback(lambda done: self._forget(name, done))
         return web.json_response(await asyncio.shield(task))
 
-    async def list_aliases(self, _request: web.Request) -> web.Response:
+    async def list_aliases(self, _request: Request) -> web.Response:
         """Every alias, with its weights as they are now."""
         aliases = self._services.traffic.routing.aliases
         data = [self._describe_alias(name) for name in aliases]
         return web.json_response({"object": "list", "data": data})
 
-    async def get_alias(self, request: web.Request) -> web.Response:
+    async def get_alias(self, request: Request) -> web.Response:
         """One alias.
 
         Raises:
@@ -192,8 +192,8 @@ class AdminApi:
         """
         return web.json_response(self._describe_alias(request.match_info["name"]))
 
-    async def put_alias(self, request: web.Request) -> web.Response:
-        """Change a split: of requests that come from now on, until the configuration is read again.
+    async def put_alias(self, request: Request) -> web.Response:
+        """Change a split, of requests that come from now on, until the configured one changes.
 
         Raises:
             RequestRefusedError: It may not be done, the body is wrong, or a variant is not there.
@@ -264,7 +264,7 @@ class AdminApi:
             trace = None if isinstance(error, RvecError) else error
             logger.warning("alpha of %s not changed: %s", name, what, exc_info=trace)
 
-    def _allowed(self, request: web.Request) -> Admin:
+    def _allowed(self, request: Request) -> Admin:
         if self._admin is None:
             raise RequestRefusedError(
                 403, "Nobody may change variants here.", code="admin_disabled", fix=HOW_TO_ENABLE
@@ -275,7 +275,7 @@ class AdminApi:
             )
         return self._admin
 
-    def _named(self, request: web.Request) -> str:
+    def _named(self, request: Request) -> str:
         name, names = request.match_info["name"], self._variants.names()
         if name not in names:
             raise UnknownVariantError(name, names)

@@ -12,6 +12,8 @@ from vllm_rvec.router.openai_errors import RequestRefusedError
 if TYPE_CHECKING:
     from typing import Any
 
+    from vllm_rvec.router.request import Request
+
 __all__ = ["read_model"]
 
 MAX_BYTES = 20_000
@@ -19,7 +21,7 @@ MAX_BYTES = 20_000
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-async def read_model(request: web.Request, kind: type[ModelT], *, fix: str) -> ModelT:
+async def read_model(request: Request, kind: type[ModelT], *, fix: str) -> ModelT:
     """Read a body.
 
     Args:

@@ -95,7 +95,7 @@ def _is_address(url: str) -> bool:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 

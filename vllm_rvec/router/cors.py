@@ -9,18 +9,16 @@ from aiohttp import hdrs, web
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["CORS_MARKS", "answer_preflight"]
+    from vllm_rvec.router.request import Request
+
+__all__ = ["answer_preflight"]
 
 EXPOSED = "X-Request-Id, X-Rvec-Variant, X-Rvec-Alias, X-Rvec-Reason, X-Rvec-Alpha, Retry-After"
 
 PREFLIGHT_SECONDS = "600"
 
 
-CORS_MARKS: web.RequestKey[dict[str, str]] = web.RequestKey("CORS_MARKS", dict)
-"""What goes onto the answer."""
-
-
-def answer_preflight(request: web.Request, origins: Collection[str]) -> web.Response | None:
+def answer_preflight(request: Request, origins: Collection[str]) -> web.Response | None:
     """Answer a browser's question, or note what goes onto the answer for a page that may ask.
 
     Never with credentials: keys go in a header that the page sets itself.
@@ -39,11 +37,11 @@ def answer_preflight(request: web.Request, origins: Collection[str]) -> web.Resp
     if request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
         return web.Response(status=204, headers={**marks, **_preflight(request)})
     marks[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED
-    request[CORS_MARKS] = marks
+    request.cors_marks = marks
     return None
 
 
-def _preflight(request: web.Request) -> dict[str, str]:
+def _preflight(request: Request) -> dict[str, str]:
     asked = request.headers.get(hdrs.ACCESS_CONTROL_REQUEST_HEADERS, "")
     return {
         hdrs.ACCESS_CONTROL_ALLOW_METHODS: "GET, POST, PUT",

@@ -5,11 +5,9 @@ Made when it comes, filled in by whoever learns something, and read at its end (
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-
-from aiohttp import web
 
 from vllm_rvec.router.telemetry import Observation
 
@@ -20,33 +18,50 @@ if TYPE_CHECKING:
     from vllm_rvec.router.policy import Choice
     from vllm_rvec.router.telemetry import ErrorKind, Outcome
 
-__all__ = ["EXCHANGE", "Exchange"]
+__all__ = ["Exchange"]
 
 
-@dataclass(slots=True, eq=False)
 class Exchange:
-    """What is known of a request."""
+    """What is known of a request.
 
-    request_id: str
-    """The client's `X-Request-Id`, or the one made for it."""
-    started: float = field(default_factory=time.perf_counter)
-    """When it came."""
-    client: ClientKey | None = None
-    """Whose key it showed."""
-    choice: Choice | None = None
-    """Who answers; None until that is known."""
-    alpha: str | None = None
-    """The alphas, as the answer's header says them; None where they are not known."""
-    body: bytes = field(default=b"", repr=False)
-    """What was asked."""
-    is_generating: bool = False
-    """Whether it makes text, so that it counts as an exposure."""
-    seen: Observation | None = None
-    """What is measured of an engine's answer; None where none began."""
-    error: tuple[ErrorKind, str] | None = None
-    """Why the router itself refused it: kind, and OpenAI's code."""
-    listeners: list[Callable[[bytes], None]] = field(default_factory=list)
-    """Who else hears the answer's bytes as they pass."""
+    Args:
+        request_id: The client's `X-Request-Id`; one is made where there is none.
+    """
+
+    __slots__ = (
+        "alpha",
+        "body",
+        "choice",
+        "client",
+        "error",
+        "is_generating",
+        "listeners",
+        "request_id",
+        "seen",
+        "started",
+    )
+
+    def __init__(self, request_id: str | None = None) -> None:
+        self.request_id = request_id or os.urandom(16).hex()
+        """The client's `X-Request-Id`, or the one made for it."""
+        self.started = time.perf_counter()
+        """When it came."""
+        self.client: ClientKey | None = None
+        """Whose key it showed."""
+        self.choice: Choice | None = None
+        """Who answers; None until that is known."""
+        self.alpha: str | None = None
+        """The alphas, as the answer's header says them; None where they are not known."""
+        self.body = b""
+        """What was asked."""
+        self.is_generating = False
+        """Whether it makes text, so that it counts as an exposure."""
+        self.seen: Observation | None = None
+        """What is measured of an engine's answer; None where none began."""
+        self.error: tuple[ErrorKind, str] | None = None
+        """Why the router itself refused it: kind, and OpenAI's code."""
+        self.listeners: list[Callable[[bytes], None]] = []
+        """Who else hears the answer's bytes as they pass."""
 
     @property
     def variant(self) -> str:
@@ -69,6 +84,3 @@ class Exchange:
         """The answer has ended."""
         if self.seen is not None:
             self.seen.finish(outcome)
-
-
-EXCHANGE = web.RequestKey("EXCHANGE", Exchange)

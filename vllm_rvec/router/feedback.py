@@ -14,6 +14,7 @@ from vllm_rvec.router.results import Outcome
 from vllm_rvec.router.settings import Settings
 
 if TYPE_CHECKING:
+    from vllm_rvec.router.request import Request
     from vllm_rvec.router.results import ResultsStore
     from vllm_rvec.router.services import Services
 
@@ -51,7 +52,7 @@ class FeedbackApi:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    async def post_feedback(self, request: web.Request) -> web.Response:
+    async def post_feedback(self, request: Request) -> web.Response:
         """Keep what an answer was worth; a later word replaces an earlier one.
 
         Raises:
@@ -71,7 +72,7 @@ class FeedbackApi:
             )
         return web.json_response({"object": "rvec.feedback", "request_id": said.request_id})
 
-    async def get_experiments(self, _request: web.Request) -> web.Response:
+    async def get_experiments(self, _request: Request) -> web.Response:
         """Which variant of each split is better, as far as can be told.
 
         Raises:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 
 from multidict import CIMultiDict
 
+from vllm_rvec.router.paths import MODEL_HEADERS
+from vllm_rvec.vector.dial import ALPHA_HEADER, VARIANT_HEADER
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from multidict import CIMultiDictProxy
 
@@ -42,10 +45,16 @@ CORS = frozenset(
 )
 """What a browser's pages may do is for the router to say (`cors`), not for engines."""
 
+CHOSEN = frozenset(
+    name.lower() for name in (*MODEL_HEADERS, "Origin", ALPHA_HEADER, VARIANT_HEADER)
+)
+"""Those that name another model or alpha, which are the router's to choose, and the web page that
+asks. vLLM lets every page in by default, and that answer would be the router's."""
+
 REMADE = frozenset({"host", "content-length", "expect"})
 """Made anew for the upstream. The body is here in full by then: `100-continue` has been said."""
 
-NOT_SENT = HOP_BY_HOP | CLIENT_KEYS | REMADE
+NOT_SENT = HOP_BY_HOP | CLIENT_KEYS | CHOSEN | REMADE
 NOT_RETURNED = HOP_BY_HOP | CORS
 KEEP_ALIVE = ["keep-alive"]
 """What `Connection` says as a rule, which is in `HOP_BY_HOP` already."""
@@ -69,13 +78,15 @@ def request_headers(
         The client's headers in their order, repeated ones repeated.
     """
     passed = CIMultiDict(_without(headers, NOT_SENT))
-    for name, value in (own or {}).items():
-        if value is not None:
-            passed[name] = value
-        else:
-            passed.popall(name, None)
+    if own:
+        for name, value in own.items():
+            if value is not None:
+                passed[name] = value
+            else:
+                passed.popall(name, None)
     passed["X-Request-Id"] = request_id
-    passed.update(bearer(upstream))
+    if upstream.api_key is not None:
+        passed.update(bearer(upstream))
     return passed
 
 
@@ -105,8 +116,8 @@ def bearer(upstream: Upstream) -> Mapping[str, str]:
     return {"Authorization": f"Bearer {upstream.api_key}"}
 
 
-def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> list[tuple[str, str]]:
     """The headers, less those dropped and those that `Connection` names as its own."""
     if (named := headers.getall("Connection", ())) and named != KEEP_ALIVE:
         dropped |= {name.strip().lower() for name in ",".join(named).split(",")}
-    return ((name, value) for name, value in headers.items() if name.lower() not in dropped)
+    return [(name, value) for name, value in headers.items() if name.lower() not in dropped]

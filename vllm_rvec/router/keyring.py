@@ -21,7 +21,7 @@ from vllm_rvec.router.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from aiohttp import web
+    from vllm_rvec.router.request import Request
 
 __all__ = ["ClientKey", "KeyConfig", "Keyring", "hash_key", "make_key"]
 
@@ -84,7 +84,7 @@ class Keyring:
         """Whether there are no keys at all, and everybody is let in."""
         return not self._known
 
-    def identify(self, request: web.Request) -> ClientKey | None:
+    def identify(self, request: Request) -> ClientKey | None:
         """Whose key a request shows.
 
         Args:
@@ -158,7 +158,7 @@ def _check_hashes(keys: Mapping[str, KeyConfig]) -> None:
             )
 
 
-def _offered_keys(request: web.Request) -> Iterator[str]:
+def _offered_keys(request: Request) -> Iterator[str]:
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         yield token.strip()

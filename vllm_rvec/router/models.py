@@ -16,6 +16,7 @@ from vllm_rvec.router.headers import bearer
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable
 
+    from vllm_rvec.router.request import Request
     from vllm_rvec.router.services import Services
     from vllm_rvec.router.upstreams import Upstream
     from vllm_rvec.router.variants import VariantFacts
@@ -54,7 +55,7 @@ class ModelsApi:
         self._traffic = services.traffic
         self._client = services.client
 
-    async def list_models(self, _request: web.Request) -> web.Response:
+    async def list_models(self, _request: Request) -> web.Response:
         """All variants that are ready, and the aliases, in OpenAI's list shape.
 
         Returns:
@@ -67,7 +68,7 @@ class ModelsApi:
         data += [self._alias_card(name, ready, cards) for name in self._traffic.routing.aliases]
         return web.json_response({"object": "list", "data": data})
 
-    async def get_model(self, request: web.Request) -> web.Response:
+    async def get_model(self, request: Request) -> web.Response:
         """The card of one variant.
 
         Raises:
@@ -85,7 +86,7 @@ class ModelsApi:
         upstream = self._variants.find(name)
         return web.json_response(self._card(name, await self._ask(upstream)))
 
-    async def get_health(self, _request: web.Request) -> web.Response:
+    async def get_health(self, _request: Request) -> web.Response:
         """Whether requests can be answered.
 
         Returns:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.router.assignment import Reason, assign, random_variant, unit_of
+from vllm_rvec.router.config import Routing
 from vllm_rvec.router.keyring import Keyring
 from vllm_rvec.router.limits import InFlightLimit
 from vllm_rvec.router.variants import UnknownAliasError, UnknownVariantError, names_there_are
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm_rvec.router.alphas import AlphaWish
-    from vllm_rvec.router.config import AliasConfig, Routing
+    from vllm_rvec.router.config import AliasConfig
     from vllm_rvec.router.variants import VariantTable
 
 __all__ = ["Choice", "Traffic"]
@@ -72,11 +73,15 @@ class Traffic:
         self._shared_key = shared_key
         self._limits: dict[str, InFlightLimit] = {}
         self._weights: dict[str, dict[str, float]] = {}
+        self.routing = Routing()
         self.generation = 0
         self.replace(routing)
 
     def replace(self, routing: Routing) -> None:
-        """Have another configuration from now on. Weights that were set by hand are gone.
+        """Have another configuration from now on.
+
+        Weights that were set by hand stay where the configured split is what it was: a reload for
+        another reason, such as a new log file or certificate, must not end an operator's ramp.
 
         Args:
             routing: As checked against the variants, which must have been replaced before.
@@ -85,8 +90,14 @@ class Traffic:
             ConfigError: Two clients have the same key; nothing has changed.
         """
         self.keyring = self.keyring_of(routing)
+        old = self.routing.aliases
+        self._weights = {
+            name: self._weights[name]
+            if name in old and old[name].split == alias.split
+            else dict(alias.split)
+            for name, alias in routing.aliases.items()
+        }
         self.routing = routing
-        self._weights = {name: dict(alias.split) for name, alias in routing.aliases.items()}
         for name, policy in routing.variants.items():
             self.limit(name).max_in_flight = policy.max_in_flight
         for name in self._limits.keys() - routing.variants.keys():
@@ -120,7 +131,7 @@ class Traffic:
             ) from None
 
     def set_weights(self, alias: str, weights: Mapping[str, float]) -> None:
-        """Change a split until the next configuration.
+        """Change a split until the configured one changes.
 
         Raises:
             UnknownAliasError: There is no such alias.
@@ -166,8 +177,11 @@ class Traffic:
             RequestRefusedError: No variant has these alphas.
         """
         alias = self.alias(model)
-        if alias is None and not self._variants.has(model):
-            raise self.unknown(model)
+        if alias is None:
+            if not self._variants.has(model):
+                raise self.unknown(model)
+            # One variant, one limit and one fallback, however its alpha is spelled.
+            model = self._variants.canonical(model)
         if wish is not None:
             preferred = (model,) if alias is None else tuple(self._weights[model])
             variant = wish.variant(self._variants, preferred)

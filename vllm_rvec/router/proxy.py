@@ -8,59 +8,53 @@ configured to stand in.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aiohttp import web
+from multidict import CIMultiDict
 from pydantic import BaseModel, JsonValue, ValidationError
 
 from vllm_rvec.errors import UpstreamError
 from vllm_rvec.router.alphas import AlphaWish, settle
 from vllm_rvec.router.assignment import Reason, sticky_key, user_in
-from vllm_rvec.router.exchange import EXCHANGE
 from vllm_rvec.router.gate import HeldTooLongError
 from vllm_rvec.router.headers import bearer, request_headers
+from vllm_rvec.router.held import Held
 from vllm_rvec.router.limits import VariantBusyError
 from vllm_rvec.router.openai_errors import RequestRefusedError
 from vllm_rvec.router.owners import FIRST_BYTES, SAFE_ID, response_id_of
-from vllm_rvec.router.paths import MODEL_HEADERS, Kind, read_form_model
+from vllm_rvec.router.paths import Kind, read_form_model
 from vllm_rvec.router.policy import Choice
 from vllm_rvec.router.relay import brief, relay
+from vllm_rvec.router.request import MAX_BODY_BYTES
 from vllm_rvec.router.sending import CONNECTION_ERRORS, Message, Sender
 from vllm_rvec.router.shadow import ShadowRequest, ShadowTraffic
 from vllm_rvec.router.telemetry import Outcome
 from vllm_rvec.router.variants import VariantDownError, names_there_are
-from vllm_rvec.vector.dial import ALPHA_HEADER, VARIANT_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import aiohttp
-
     from vllm_rvec.router.alphas import Settled
+    from vllm_rvec.router.answers import Answer
     from vllm_rvec.router.exchange import Exchange
     from vllm_rvec.router.owners import ResponseOwners
     from vllm_rvec.router.paths import ForwardedPath
+    from vllm_rvec.router.request import Request
     from vllm_rvec.router.services import Services
     from vllm_rvec.router.shadow import Ticket
     from vllm_rvec.router.upstreams import Upstream
     from vllm_rvec.router.variants import VariantTable
 
-__all__ = ["MAX_BODY_BYTES", "Proxy"]
+__all__ = ["Proxy"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
-MAX_BODY_BYTES = 64 * 2**20
-"""Room for the base64 images of a multimodal request."""
-
-KEPT_BACK: Mapping[str, None] = dict.fromkeys(
-    (*MODEL_HEADERS, "Origin", ALPHA_HEADER, VARIANT_HEADER)
-)
-"""Headers that no engine gets from a client: those that name another model or alpha, which are the
-router's to choose, and the web page that asks. vLLM lets every page in by default, and that answer
-would be the router's."""
+BODY_SECONDS = 300.0
+"""How long a body may take to arrive: 64 MiB at 2 Mbit/s."""
 
 STANDS_IN_FOR = (VariantDownError, VariantBusyError, HeldTooLongError)
 """What a variant's fallback is for: it can't answer, and nothing of an answer has come."""
@@ -81,7 +75,7 @@ class Proxy:
         """The copies for shadow variants."""
         services.followers.append(self._follow_shadows)
 
-    async def forward(self, path: ForwardedPath, request: web.Request) -> web.StreamResponse:
+    async def forward(self, path: ForwardedPath, request: Request) -> web.StreamResponse:
         """Pass a request on and its answer back, as it comes.
 
         Args:
@@ -94,28 +88,13 @@ class Proxy:
         Raises:
             RequestRefusedError: If the body is too large, doesn't say which model, or asks for
                 alphas that nobody has.
-            RateLimitedError: If its key has had its share.
             UnknownVariantError: If there is no such variant.
             VariantDownError: If the variant can't answer now.
             VariantBusyError: If it has as many requests as it may.
             HeldTooLongError: If its weights are being changed, and that takes long.
             UpstreamError: If the upstream fails before it answers.
         """
-        exchange, traffic = request[EXCHANGE], self._services.traffic
-        config = traffic.keyring.config_of(exchange.client)
-        if config is None:
-            return await self._forward(path, request, exchange)
-        with self._services.limiter.admit(exchange.client, config):
-            return await self._forward(path, request, exchange)
-
-    async def aclose(self) -> None:
-        """End what runs beside requests."""
-        await self.shadow.aclose()
-        await self._sender.aclose()
-
-    async def _forward(
-        self, path: ForwardedPath, request: web.Request, exchange: Exchange
-    ) -> web.StreamResponse:
+        exchange = request.exchange
         exchange.body = await _read_body(request)
         exchange.is_generating = path.is_generating
         if path.kind is Kind.OWNER:
@@ -123,14 +102,20 @@ class Proxy:
         asked = self._read(path, request, exchange.body)
         return await self._forward_to_variant(path, request, exchange, asked)
 
+    async def aclose(self) -> None:
+        """End what runs beside requests."""
+        await self.shadow.aclose()
+        await self._sender.aclose()
+
     async def _forward_to_variant(
-        self, path: ForwardedPath, request: web.Request, exchange: Exchange, asked: _Asked
+        self, path: ForwardedPath, request: Request, exchange: Exchange, asked: _Asked
     ) -> web.StreamResponse:
         wish = AlphaWish.of(asked.alpha, request.headers)
         choice, pinned = self._choose(request, exchange, asked, wish)
         exchange.choice = choice
         wanted = _Wanted(request, exchange, asked.model, wish, pinned)
-        with ExitStack() as held:
+        held = Held()
+        try:
             answer, upstream, choice = await self._reach(held, wanted, choice)
             if path.is_stateful and answer.status == 200:
                 owned = _OwnerNote(self._services.owners, choice.variant, upstream)
@@ -139,8 +124,10 @@ class Proxy:
             response = await relay(request, answer, exchange)
             _end_ticket(ticket, exchange)
             return response
+        finally:
+            held.give_back()
 
-    def _read(self, path: ForwardedPath, request: web.Request, body: bytes) -> _Asked:
+    def _read(self, path: ForwardedPath, request: Request, body: bytes) -> _Asked:
         if path.kind is Kind.BODY:
             return _read_asked(body, self._hint)
         model = read_form_model(body, request.headers.get("Content-Type", ""))
@@ -156,7 +143,7 @@ class Proxy:
         return names_there_are(names, self._variants.alpha_range)
 
     def _choose(
-        self, request: web.Request, exchange: Exchange, asked: _Asked, wish: AlphaWish | None
+        self, request: Request, exchange: Exchange, asked: _Asked, wish: AlphaWish | None
     ) -> tuple[Choice, Upstream | None]:
         """Choose the variant, and the one upstream that can go on from an earlier response."""
         key = None
@@ -176,8 +163,8 @@ class Proxy:
         return choice, next((u for u in there if u.base_url == owner.base_url), None)
 
     async def _reach(
-        self, held: ExitStack, wanted: _Wanted, choice: Choice
-    ) -> tuple[aiohttp.ClientResponse, Upstream, Choice]:
+        self, held: Held, wanted: _Wanted, choice: Choice
+    ) -> tuple[Answer, Upstream, Choice]:
         """Get an answer from the chosen variant, or from the one that stands in for it."""
         try:
             return *await self._enter(held, wanted, choice), choice
@@ -195,45 +182,44 @@ class Proxy:
                 wanted.exchange.choice, wanted.exchange.alpha = choice, alpha
             raise  # what the client asked for is what it is told about
 
-    async def _enter(
-        self, held: ExitStack, wanted: _Wanted, choice: Choice
-    ) -> tuple[aiohttp.ClientResponse, Upstream]:
+    async def _enter(self, held: Held, wanted: _Wanted, choice: Choice) -> tuple[Answer, Upstream]:
         """Get an answer from a variant; what it holds meanwhile stays held."""
-        request, exchange = wanted.request, wanted.exchange
+        exchange, earlier = wanted.exchange, len(held)
         exchange.choice = choice
-        with ExitStack() as own:
-            own.callback(self._services.traffic.limit(choice.variant).take())
-            own.enter_context(self._services.metrics.under_way(choice.variant))
-            own.callback(await self._variants.gate(choice.variant).enter())
-            # They can't change while this request is under way; while it waited, they could.
-            if wanted.wish is not None:
-                _check_wish(wanted.wish, self._variants, choice.variant)
-            settled = settle(
-                self._variants,
-                choice.variant,
-                wanted.model,
-                wanted.wish,
-                is_generating=exchange.is_generating,
-            )
-            exchange.alpha = settled.said
-            message = Message(
-                request.method,
-                request.rel_url.raw_path_qs,
-                exchange.body,
-                lambda upstream: request_headers(
-                    request.headers,
-                    upstream,
-                    exchange.request_id,
-                    {**KEPT_BACK, **settled.engine_headers},
-                ),
-            )
-            found = await self._sender.send(own, choice.variant, message, wanted.pinned)
-            held.push(own.pop_all())
-        return found
+        try:
+            held.add(self._services.traffic.limit(choice.variant).take())
+            held.add(self._services.metrics.under_way(choice.variant))
+            held.add(await self._variants.gate(choice.variant).enter())
+            message = self._message(wanted, choice.variant)
+            return await self._sender.send(held, choice.variant, message, wanted.pinned)
+        except BaseException:
+            held.give_back(down_to=earlier)
+            raise
 
-    async def _forward_to_owner(
-        self, request: web.Request, exchange: Exchange
-    ) -> web.StreamResponse:
+    def _message(self, wanted: _Wanted, variant: str) -> Message:
+        """What a variant is sent: the request, and its alphas."""
+        request, exchange = wanted.request, wanted.exchange
+        # They can't change while this request is under way; while it waited, they could.
+        if wanted.wish is not None:
+            _check_wish(wanted.wish, self._variants, variant)
+        settled = settle(
+            self._variants,
+            variant,
+            wanted.model,
+            wanted.wish,
+            is_generating=exchange.is_generating,
+        )
+        exchange.alpha = settled.said
+        return Message(
+            request.method,
+            request.rel_url.raw_path_qs,
+            exchange.body,
+            lambda upstream: request_headers(
+                request.headers, upstream, exchange.request_id, settled.engine_headers
+            ),
+        )
+
+    async def _forward_to_owner(self, request: Request, exchange: Exchange) -> web.StreamResponse:
         """Ask for a stored response where it is; of one that nobody knows, everywhere."""
         response_id = request.match_info["response_id"]
         if not SAFE_ID.fullmatch(response_id):
@@ -247,9 +233,7 @@ class Proxy:
             request.method,
             request.rel_url.raw_path_qs,
             exchange.body,
-            lambda upstream: request_headers(
-                request.headers, upstream, exchange.request_id, KEPT_BACK
-            ),
+            lambda upstream: request_headers(request.headers, upstream, exchange.request_id),
         )
         is_sure = True
         for upstream in (candidates := known or list(there)):
@@ -262,12 +246,13 @@ class Proxy:
                 logger.info("can't reach %s: %s", upstream.base_url, brief(exc))
                 is_sure = False
                 continue
-            with ExitStack() as held:
-                held.callback(self._sender.let_go, upstream, answer)
+            try:
                 is_told = answer.status < 500 and answer.status != 404
                 if known or is_told or (is_sure and upstream == candidates[-1]):
                     return await relay(request, answer, exchange)
                 is_sure = is_sure and answer.status == 404
+            finally:
+                self._sender.let_go(upstream, answer)
         raise UpstreamError("No engine can be reached that may have this response.")
 
     def _follow_shadows(self) -> None:
@@ -297,13 +282,16 @@ class Proxy:
         self, variant: str, path: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         """Send a copy to its shadow variant, as `shadow` asks for it."""
-        with ExitStack() as held:
-            held.callback(self._services.traffic.limit(variant).take())
-            held.callback(await self._variants.gate(variant).enter())
+        held = Held()
+        try:
+            held.add(self._services.traffic.limit(variant).take())
+            held.add(await self._variants.gate(variant).enter())
             settled = settle(self._variants, variant, variant, None)
             message = Message("POST", path, body, lambda u: _copy_headers(headers, u, settled))
             answer, _ = await self._sender.send(held, variant, message)
             return answer.status, await answer.read()
+        finally:
+            held.give_back()
 
 
 def _check_wish(wish: AlphaWish, variants: VariantTable, chosen: str) -> None:
@@ -322,7 +310,7 @@ def _check_wish(wish: AlphaWish, variants: VariantTable, chosen: str) -> None:
 class _Wanted:
     """A request for a variant, read."""
 
-    request: web.Request
+    request: Request
     exchange: Exchange
     model: str
     """As the body names it."""
@@ -360,9 +348,9 @@ def _end_ticket(ticket: Ticket | None, exchange: Exchange) -> None:
 
 def _copy_headers(
     headers: Mapping[str, str], upstream: Upstream, settled: Settled
-) -> Mapping[str, str]:
+) -> CIMultiDict[str]:
     own = {name: value for name, value in settled.engine_headers.items() if value is not None}
-    return {**headers, **own, **bearer(upstream)}
+    return CIMultiDict({**headers, **own, **bearer(upstream)})
 
 
 class _Asked(BaseModel):
@@ -376,7 +364,7 @@ class _Asked(BaseModel):
     previous_response_id: JsonValue = None
 
 
-async def _read_body(request: web.Request) -> bytes:
+async def _read_body(request: Request) -> bytes:
     if (request.content_length or 0) > MAX_BODY_BYTES:
         raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES)
     if "Content-Encoding" in request.headers:
@@ -387,7 +375,13 @@ async def _read_body(request: web.Request) -> bytes:
             fix="Send it without Content-Encoding.",
         )
     try:
-        return await request.read()
+        if request.content.is_eof():  # as a rule it comes with the head
+            return await request.read()
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as exc:
+        what = f"The body did not arrive within {BODY_SECONDS:g} s."
+        raise RequestRefusedError(408, what, code="request_timeout") from exc
     except web.RequestPayloadError as exc:
         raise RequestRefusedError(
             400, "The body did not arrive as its headers say.", code="invalid_body"

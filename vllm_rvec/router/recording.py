@@ -10,9 +10,8 @@ from vllm_rvec.router.results import Exposure
 from vllm_rvec.router.telemetry import AccessRecord, RequestLabels
 
 if TYPE_CHECKING:
-    from aiohttp import web
-
     from vllm_rvec.router.exchange import Exchange
+    from vllm_rvec.router.request import Request
     from vllm_rvec.router.services import Services
 
 __all__ = ["record"]
@@ -23,9 +22,7 @@ CLIENT_GONE = 499
 """nginx's status for the log when the client left before the answer; no client ever sees it."""
 
 
-def record(
-    services: Services, request: web.Request, exchange: Exchange, status: int | None
-) -> None:
+def record(services: Services, request: Request, exchange: Exchange, status: int | None) -> None:
     """Note a request that has ended.
 
     Args:
@@ -44,7 +41,7 @@ def record(
         _expose(services, exchange, seconds)
 
 
-def _log(request: web.Request, exchange: Exchange, status: int | None, seconds: float) -> None:
+def _log(request: Request, exchange: Exchange, status: int | None, seconds: float) -> None:
     """One line for people, where there is no access log."""
     logger.info(
         "%s %s %s %d %.1f ms",
@@ -66,10 +63,12 @@ def _count(services: Services, exchange: Exchange, status: int | None) -> None:
         services.metrics.record(labels, exchange.seen)
     elif exchange.error is not None and status is not None:
         services.metrics.record_refusal(labels, status, exchange.error[0])
+    elif status is None:
+        services.metrics.record_gone(labels)
 
 
 def _access_record(
-    request: web.Request, exchange: Exchange, status: int | None, seconds: float
+    request: Request, exchange: Exchange, status: int | None, seconds: float
 ) -> AccessRecord:
     seen, choice = exchange.seen, exchange.choice
     ttft = None if seen is None else seen.ttft_seconds

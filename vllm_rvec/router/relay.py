@@ -16,14 +16,16 @@ from aiohttp import web
 
 from vllm_rvec.errors import UpstreamError
 from vllm_rvec.router.headers import response_headers
-from vllm_rvec.router.openai_errors import error_body
+from vllm_rvec.router.openai_errors import error_body, error_response
 from vllm_rvec.router.sse import EventGate
 from vllm_rvec.router.telemetry import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from vllm_rvec.router.answers import Answer
     from vllm_rvec.router.exchange import Exchange
+    from vllm_rvec.router.request import Request
 
 __all__ = ["brief", "cut_off", "relay"]
 
@@ -35,9 +37,7 @@ WHOLE_BYTES = 64 * 2**10
 BREAK_MESSAGE = "The engine broke off in the middle of its answer, which is incomplete."
 
 
-async def relay(
-    request: web.Request, answer: aiohttp.ClientResponse, exchange: Exchange
-) -> web.StreamResponse:
+async def relay(request: Request, answer: Answer, exchange: Exchange) -> web.StreamResponse:
     """Send an answer's head, then its body as it comes.
 
     Args:
@@ -50,7 +50,7 @@ async def relay(
     """
     exchange.begin(answer.status, answer.content_type)
     if answer.content_length and answer.content_length <= WHOLE_BYTES:
-        return await _relay_whole(request, answer, exchange)
+        return await _relay_whole(answer, exchange)
     response = web.StreamResponse(
         status=answer.status, reason=answer.reason, headers=response_headers(answer.headers)
     )
@@ -59,6 +59,7 @@ async def relay(
         response.headers["X-Accel-Buffering"] = "no"
     outcome = Outcome.CLIENT_GONE
     try:
+        request.mark(response)
         await response.prepare(request)
         if _has_plain_events(answer):
             outcome = await _relay_events(request, response, answer, exchange)
@@ -77,7 +78,7 @@ async def relay(
     return response
 
 
-def cut_off(request: web.Request) -> None:
+def cut_off(request: Request) -> None:
     """Reset the client's connection, so that what it has can't pass for a whole answer.
 
     Args:
@@ -110,46 +111,41 @@ def brief(error: Exception) -> str:
     return " ".join([f"{type(error).__name__}:", *text.split()])
 
 
-def _has_plain_events(answer: aiohttp.ClientResponse) -> bool:
+def _has_plain_events(answer: Answer) -> bool:
     """Whether an event can be added at the end: not into gzip, nor beyond a promised length."""
     is_encoded = answer.headers.get("Content-Encoding", "identity") != "identity"
     is_open = answer.content_length is None
     return answer.content_type == "text/event-stream" and is_open and not is_encoded
 
 
-async def _relay_whole(
-    request: web.Request, answer: aiohttp.ClientResponse, exchange: Exchange
-) -> web.StreamResponse:
+async def _relay_whole(answer: Answer, exchange: Exchange) -> web.Response:
     """Send a small answer's head and body in one piece, once it is here."""
     outcome = Outcome.CLIENT_GONE
     headers = response_headers(answer.headers)
     try:
-        body = b"".join([chunk async for chunk in _chunks(answer)])
+        body = await _whole(answer)
         exchange.pass_on(body)
         outcome = Outcome.COMPLETE
     except UpstreamError as exc:
         outcome = Outcome.BROKEN
         _log_break(exchange, exc)
-        body = b""
-        cut_off(request)
+        return error_response(502, BREAK_MESSAGE, code="upstream_broke_off")
     finally:
         exchange.end(outcome)
     headers.popall("Content-Length", None)  # aiohttp's own is the same
     return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)
 
 
-async def _relay_bytes(
-    response: web.StreamResponse, answer: aiohttp.ClientResponse, exchange: Exchange
-) -> None:
+async def _relay_bytes(response: web.StreamResponse, answer: Answer, exchange: Exchange) -> None:
     async for chunk in _chunks(answer):
         exchange.pass_on(chunk)
         await response.write(chunk)
 
 
 async def _relay_events(
-    request: web.Request,
+    request: Request,
     response: web.StreamResponse,
-    answer: aiohttp.ClientResponse,
+    answer: Answer,
     exchange: Exchange,
 ) -> Outcome:
     gate = EventGate()
@@ -170,7 +166,14 @@ async def _relay_events(
     return Outcome.COMPLETE
 
 
-async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _whole(answer: Answer) -> bytes:
+    try:
+        return await answer.read()
+    except (aiohttp.ClientError, ConnectionError) as exc:
+        raise UpstreamError(BREAK_MESSAGE, why=brief(exc)) from exc
+
+
+async def _chunks(answer: Answer) -> AsyncIterator[bytes]:
     """The body as it comes. Only the upstream's failures become UpstreamError, not the client's."""
     while True:
         try:

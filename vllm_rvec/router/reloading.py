@@ -105,6 +105,8 @@ class Reloader:
                 await self._look()
         except OSError as exc:  # most often there are no more inotify watches to be had
             logger.warning("%s is read again on SIGHUP only: %s", self._path, exc)
+        except Exception:  # a watch that fails must end neither the router nor SIGHUP
+            logger.exception("%s is read again on SIGHUP only", self._path)
 
     async def _look(self) -> None:
         stamp = await asyncio.to_thread(self._stamp)

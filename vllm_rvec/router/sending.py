@@ -6,22 +6,26 @@ is (`policy`), and what happens to the answer (`relay`).
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
-from yarl import URL
+from aiohttp.http import HttpProcessingError
 
 from vllm_rvec.errors import UpstreamError
+from vllm_rvec.router.answers import CONNECT_SECONDS, Origin
 from vllm_rvec.router.relay import brief
 from vllm_rvec.router.variants import UNREACHABLE, VariantDownError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import ExitStack
+    from collections.abc import Callable
 
+    from multidict import CIMultiDict
+
+    from vllm_rvec.router.answers import Answer
+    from vllm_rvec.router.held import Held
     from vllm_rvec.router.telemetry import Metrics
     from vllm_rvec.router.upstreams import Upstream
     from vllm_rvec.router.variants import VariantTable
@@ -34,39 +38,30 @@ IDLE_CONNECTION_SECONDS = 3.0
 """vLLM closes a connection after 5 s without a request (VLLM_HTTP_TIMEOUT_KEEP_ALIVE). A pool that
 keeps it longer sends requests into connections that are just being closed."""
 
-CONNECT_SECONDS = 5.0
-
 CONNECTION_ERRORS = (aiohttp.ClientConnectionError,)
 """Nothing of an answer has come: refused, reset, closed, or not connected in time."""
 
 ABSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 """There is not even a connection: no pooled one can be to blame."""
 
-PIECES_BYTES = 64 * 2**10
+MAX_ORIGINS = 4096
 
 MAX_TRIES = 4
 """How often a request is sent at most inside its variant."""
 
 
-def create_client(*, is_pooled: bool = True) -> aiohttp.ClientSession:
-    """The session that requests go to upstreams with. Call it in a running event loop.
+def create_client() -> aiohttp.ClientSession:
+    """The session whose connections requests go to upstreams over. Call it in an event loop.
 
     It adds nothing of its own: no cookies, no compression, no default headers, no limit on the
     time an answer takes or on how many requests are under way.
 
-    Args:
-        is_pooled: Whether connections are kept for the next request.
-
     Returns:
         The session; the caller closes it, after the server that uses it.
     """
-    # 0 is aiohttp's word for no limit: engines queue requests themselves, and better.
-    if is_pooled:
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS)
-    else:
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
     return aiohttp.ClientSession(
-        connector=connector,
+        # 0 is aiohttp's word for no limit: engines queue requests themselves, and better.
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
         timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
         # One client's cookies must not travel with another's request.
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -82,7 +77,7 @@ class Message:
     method: str
     path: str
     body: bytes
-    headers: Callable[[Upstream], Mapping[str, str]]
+    headers: Callable[[Upstream], CIMultiDict[str]]
 
 
 class Sender:
@@ -100,15 +95,16 @@ class Sender:
         self._variants = variants
         self._client = client
         self._metrics = metrics
-        self._unpooled: aiohttp.ClientSession | None = None
+        self._origins: dict[str, Origin] = {}
+        self._unpooled: aiohttp.BaseConnector | None = None
 
     async def send(
         self,
-        held: ExitStack,
+        held: Held,
         variant: str,
         message: Message,
         pinned: Upstream | None = None,
-    ) -> tuple[aiohttp.ClientResponse, Upstream]:
+    ) -> tuple[Answer, Upstream]:
         """Send to one of a variant's upstreams, and to others while none has answered.
 
         Args:
@@ -125,26 +121,26 @@ class Sender:
             UpstreamError: One answers with something that is not HTTP.
         """
         tried: list[Upstream] = []
-        client = self._client
+        connector = None
         for tries_left in reversed(range(MAX_TRIES)):
             upstream = pinned or self._variants.find(variant, tried=tried)
             if tried:
                 self._metrics.record_retry(variant)
             try:
-                answer = await self.send_to(upstream, message, client)
+                answer = await self.send_to(upstream, message, connector)
             except CONNECTION_ERRORS as exc:
                 # On a connection of its own: the request itself may be what ends engines.
-                is_ended = client is not self._client and not isinstance(exc, ABSENT)
+                is_ended = connector is not None and not isinstance(exc, ABSENT)
                 is_again = is_ended or upstream in tried
                 if self._note_failure(variant, upstream, exc, is_again=is_again) or is_ended:
                     break
                 # Most often a pooled connection that the engine closed while the request was on
                 # its way. Another pooled one may be as stale, so the next try opens its own.
-                client = self._fresh()
+                connector = self._fresh()
             else:
                 is_last = pinned is not None or not tries_left
                 if answer.status != 503 or is_last or not self._others(variant, upstream, tried):
-                    held.callback(self.let_go, upstream, answer)
+                    held.add(partial(self.let_go, upstream, answer))
                     return answer, upstream
                 # At once: the request may go on for minutes elsewhere.
                 self.let_go(upstream, answer)
@@ -172,14 +168,17 @@ class Sender:
         return self._variants.load.least_busy(self._variants.upstreams(variant)) is None
 
     async def send_to(
-        self, upstream: Upstream, message: Message, client: aiohttp.ClientSession | None = None
-    ) -> aiohttp.ClientResponse:
+        self,
+        upstream: Upstream,
+        message: Message,
+        connector: aiohttp.BaseConnector | None = None,
+    ) -> Answer:
         """Send to one upstream. The caller lets go of the answer (`let_go`).
 
         Args:
             upstream: Who is asked.
             message: What is asked.
-            client: Another one than the usual.
+            connector: Another one than the usual, which keeps connections for the next request.
 
         Raises:
             UpstreamError: It answers with something that is not HTTP.
@@ -188,17 +187,14 @@ class Sender:
         load = self._variants.load
         load.begin(upstream)
         try:
-            return await (client or self._client).request(
+            return await self._origin(upstream).ask(
+                connector or self._pool(),
                 message.method,
-                URL(upstream.url(message.path), encoded=True),
-                data=_payload(message.body),
-                headers=message.headers(upstream),
-                allow_redirects=False,
+                message.path,
+                message.headers(upstream),
+                message.body,
             )
-        except CONNECTION_ERRORS:
-            load.end(upstream)
-            raise
-        except aiohttp.ClientError as exc:
+        except (HttpProcessingError, aiohttp.ClientPayloadError) as exc:
             load.end(upstream)
             logger.warning("no HTTP from %s: %s", upstream.base_url, brief(exc))
             raise UpstreamError("The engine answered with something that is not HTTP.") from exc
@@ -206,7 +202,7 @@ class Sender:
             load.end(upstream)
             raise
 
-    def let_go(self, upstream: Upstream, answer: aiohttp.ClientResponse) -> None:
+    def let_go(self, upstream: Upstream, answer: Answer) -> None:
         """Have done with an answer; one that has not ended is aborted."""
         answer.close()
         self._variants.load.end(upstream)
@@ -216,15 +212,23 @@ class Sender:
         if self._unpooled is not None:
             await self._unpooled.close()
 
-    def _fresh(self) -> aiohttp.ClientSession:
+    def _origin(self, upstream: Upstream) -> Origin:
+        origin = self._origins.get(upstream.base_url)
+        if origin is None:
+            if len(self._origins) >= MAX_ORIGINS:  # configurations came and went
+                self._origins.clear()
+            origin = self._origins[upstream.base_url] = Origin(upstream.base_url, self._client)
+        return origin
+
+    def _pool(self) -> aiohttp.BaseConnector:
+        """Where connections are kept for the next request."""
+        connector = self._client.connector
+        if connector is None:
+            raise aiohttp.ClientConnectionError("the router is stopping")
+        return connector
+
+    def _fresh(self) -> aiohttp.BaseConnector:
         """What opens a connection for each request."""
         if self._unpooled is None:
-            self._unpooled = create_client(is_pooled=False)
+            self._unpooled = aiohttp.TCPConnector(limit=0, force_close=True)
         return self._unpooled
-
-
-def _payload(body: bytes) -> bytes | io.BytesIO | None:
-    """A large body goes out in pieces: 64 MiB of bytes would hold up the event loop."""
-    if len(body) > PIECES_BYTES:
-        return io.BytesIO(body)
-    return body or None

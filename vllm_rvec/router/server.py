@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import logging
 import socket
 import ssl
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from vllm_rvec.errors import ConfigError
+from vllm_rvec.router.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from vllm_rvec.router.app import App
     from vllm_rvec.router.config import Routing, TlsConfig
 
-__all__ = ["bind_socket", "check_exposure", "is_loopback", "load_tls", "start_server"]
+__all__ = ["Runner", "bind_socket", "check_exposure", "is_loopback", "load_tls", "start_server"]
 
 logger = logging.getLogger("vllm_rvec.router")
 
@@ -77,39 +81,58 @@ def bind_socket(host: str, port: int) -> socket.socket:
         raise ConfigError(f"Can't listen on {host} port {port}.", why=why, fix=fix) from exc
 
 
+class Runner:
+    """A server that answers; `start_server` makes it."""
+
+    def __init__(self, server: web.ServerRunner, beside: AsyncExitStack) -> None:
+        self._server = server
+        self._beside = beside
+
+    async def cleanup(self) -> None:
+        """Take no new requests, let those under way end, then end what runs beside them."""
+        try:
+            await self._server.cleanup()
+        finally:
+            await self._beside.aclose()
+
+
 async def start_server(
-    app: web.Application,
+    app: App,
     listener: socket.socket,
     *,
     shutdown_timeout: float = SHUTDOWN_SECONDS,
     tls: ssl.SSLContext | None = None,
-) -> web.AppRunner:
+) -> Runner:
     """Serve the application.
 
     Args:
         app: From `create_app`.
         listener: From `bind_socket`. It is closed with the runner.
-        shutdown_timeout: Seconds that `runner.cleanup()` waits for requests under way before it
-            cuts them off.
+        shutdown_timeout: Seconds that `cleanup()` waits for requests under way before it cuts
+            them off.
         tls: Has it answer over HTTPS.
 
     Returns:
         The runner. The caller calls `cleanup()`, and closes its client session after that.
     """
-    runner = web.AppRunner(
-        app,
+    loop = asyncio.get_running_loop()
+    server = web.Server(
+        app.handle,  # type: ignore[arg-type]
+        request_factory=lambda *parts: Request(*parts, loop),
         # A client that goes away ends the handler, which ends the upstream's generation.
         handler_cancellation=True,
-        # aiohttp waits twice: for the handler to end, then again after it has closed the
-        # handler's request body, which is read by then.
-        shutdown_timeout=shutdown_timeout / 2,
         access_log=None,
         logger=_ProtocolLog(logger),
         auto_decompress=False,
     )
+    # aiohttp waits twice: for the handler to end, then again after it has closed the handler's
+    # request body, which is read by then.
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout / 2)
+    beside = AsyncExitStack()
+    await beside.enter_async_context(app.running())
     await runner.setup()
     await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
-    return runner
+    return Runner(runner, beside)
 
 
 def load_tls(config: TlsConfig, context: ssl.SSLContext | None = None) -> ssl.SSLContext:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from vllm_rvec.router.keyring import Keyring
     from vllm_rvec.router.variants import VariantTable
 
 __all__ = ["Services"]
@@ -48,6 +49,8 @@ class Services:
     """Where a line for each request goes, if anywhere."""
     followers: list[Callable[[], None]] = field(default_factory=list)
     """Called after each change of the configuration."""
+    checks: list[Callable[[Keyring], None]] = field(default_factory=list)
+    """Called before each; they raise ConfigError for client keys that can't be had."""
 
     @classmethod
     def make(
@@ -94,9 +97,11 @@ class Services:
         """Find out whether a configuration can be applied.
 
         Raises:
-            ConfigError: Two clients have the same key.
+            ConfigError: Two clients have the same key, or one has the admin's.
         """
-        self.traffic.keyring_of(routing)
+        keyring = self.traffic.keyring_of(routing)
+        for check in self.checks:
+            check(keyring)
 
     def apply(self, routing: Routing) -> None:
         """Have another configuration from now on; requests under way keep theirs.
@@ -105,13 +110,14 @@ class Services:
             routing: As checked against the variants, which have changed before.
 
         Raises:
-            ConfigError: Two clients have the same key; nothing has changed.
+            ConfigError: Two clients have the same key, or one has the admin's; nothing has changed.
         """
+        self.check(routing)
         self.traffic.replace(routing)
         self.tell()
 
     def set_weights(self, alias: str, weights: Mapping[str, float]) -> None:
-        """Change a split until the next configuration.
+        """Change a split until the configured one changes.
 
         Raises:
             UnknownAliasError: There is no such alias.

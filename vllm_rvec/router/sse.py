@@ -53,6 +53,9 @@ class EventGate:
         Returns:
             All bytes up to the end of the last complete event; empty when none ended.
         """
+        if not self._held and chunk.endswith(b"\n\n"):
+            self._let_part_through = False
+            return chunk  # as engines send them, whole
         searched = max(0, len(self._held) - LONGEST_BLANK_LINE_BYTES + 1)
         self._held += chunk
         if end := _end_of_last_event(self._held, searched):

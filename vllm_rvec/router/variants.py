@@ -143,6 +143,18 @@ class VariantTable:
         """Whether requests may ask for a name."""
         return self._listed(name) in self._states
 
+    def canonical(self, name: str) -> str:
+        """The listed name of a variant: with a dial, `enhanced@0.50` is `enhanced@0.5`.
+
+        Args:
+            name: One that requests may ask for.
+        """
+        if name in self._states or self._dial is None:
+            return name
+        alphas = self._dial.of_model(name)
+        known = (n for n, a in self._dial.variants.items() if a == alphas and n in self._states)
+        return next(known, name)
+
     def is_of_dial(self, name: str) -> bool:
         """Whether a variant's alphas are each request's own."""
         return self._dial is not None and (

@@ -7,7 +7,6 @@ are ever in it, nor queries. The router's own messages are not here: they go to 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -16,6 +15,8 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as quote
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,12 +53,13 @@ TEXT_CHARACTERS = 200
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 """W3C Trace Context, 3.2; higher versions may have more behind."""
 
-encode = json.JSONEncoder(separators=(",", ":")).encode
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AccessRecord:
-    """What is logged of one request."""
+    """What is logged of one request.
+
+    Not frozen: making a frozen one takes three times as long, and there is one for each request.
+    """
 
     request_id: str
     """The client's `X-Request-Id`, or the one made for it."""
@@ -215,30 +217,24 @@ class AccessLog:
 def format_line(record: AccessRecord, now: float) -> str:
     """A record as one line of JSON. All but ASCII is escaped, so nobody can forge a second line.
 
+    Put together by hand: `json.dumps` of a dictionary takes several times as long.
+
     Args:
         record: What is logged.
         now: The time of day, in seconds since 1970.
     """
-    fields = {
-        "time": _rfc3339(now),
-        "request_id": _cut(record.request_id),
-        "method": _cut(record.method),
-        "path": _cut(record.path.partition("?")[0]),
-        "status": record.status,
-        "variant": _cut(record.variant),
-        "alias": _cut(record.alias),
-        "reason": _cut(record.reason),
-        "alpha": _cut(record.alpha),
-        "key": _cut(record.key),
-        "duration_ms": _rounded(record.duration_ms),
-        "ttft_ms": _rounded(record.ttft_ms),
-        "prompt_tokens": record.prompt_tokens,
-        "completion_tokens": record.completion_tokens,
-        "error": _cut(record.error),
-        "client": _cut(record.client),
-        "trace_id": trace_id(record.traceparent),
-    }
-    return encode(fields) + "\n"
+    return (
+        f'{{"time":"{_rfc3339(now)}","request_id":{_text(record.request_id)}'
+        f',"method":{_text(record.method)},"path":{_text(record.path.partition("?")[0])}'
+        f',"status":{_whole(record.status)},"variant":{_text(record.variant)}'
+        f',"alias":{_text(record.alias)},"reason":{_text(record.reason)}'
+        f',"alpha":{_text(record.alpha)},"key":{_text(record.key)}'
+        f',"duration_ms":{_milliseconds(record.duration_ms)},"ttft_ms":{_milliseconds(record.ttft_ms)}'
+        f',"prompt_tokens":{_whole(record.prompt_tokens)}'
+        f',"completion_tokens":{_whole(record.completion_tokens)}'
+        f',"error":{_text(record.error)},"client":{_text(record.client)}'
+        f',"trace_id":{_text(trace_id(record.traceparent))}}}\n'
+    )
 
 
 def trace_id(traceparent: str | None) -> str | None:
@@ -270,14 +266,25 @@ def _open(path: Path) -> int:
         ) from exc
 
 
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + "..."
+def _text(text: str | None) -> str:
+    if text is None:
+        return "null"
+    return quote(text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + "...")
 
 
-def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 3)
+def _whole(number: int | None) -> str:
+    return "null" if number is None else str(number)
+
+
+def _milliseconds(number: float | None) -> str:
+    return "null" if number is None else f"{number:.3f}"
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _rfc3339(now: float) -> str:
-    text = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-    return text.removesuffix("+00:00") + "Z"
+    seconds, rest = divmod(now, 1)
+    return f"{_second(int(seconds))}.{int(rest * 1000):03d}Z"

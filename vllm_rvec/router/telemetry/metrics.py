@@ -11,7 +11,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
@@ -27,7 +31,6 @@ from vllm_rvec.router.telemetry.observation import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from prometheus_client import Metric
 
@@ -105,7 +108,7 @@ class Metrics:
         self._registry = CollectorRegistry() if registry is None else registry
         self._variants: frozenset[str] = frozenset()
         self._aliases: frozenset[str] = frozenset()
-        self._families: list[_Children[Counter] | _Children[Gauge] | _Histograms] = []
+        self._families: list[_Counts | _Children[Gauge] | _Histograms] = []
         self._make_request_metrics()
         self._make_traffic_metrics()
         self._make_configuration_metrics()
@@ -142,7 +145,9 @@ class Metrics:
         )
 
     def _make_traffic_metrics(self) -> None:
-        self._in_flight = self._gauge("requests_in_flight", "Requests under way.", ("variant",))
+        self._in_flight = self._counts(
+            GaugeMetricFamily, "requests_in_flight", "Requests under way.", ("variant",)
+        )
         self._shadows = self._counter(
             "shadow_requests_total",
             "Copies for a shadow variant, by what became of them.",
@@ -202,12 +207,17 @@ class Metrics:
             there = set(upstreams)
             self._upstream_up.keep(lambda of: (of["variant"], of["upstream"]) in there)
 
-    def under_way(self, variant: str | None) -> AbstractContextManager[None]:
-        """A context in which a request counts as under way.
+    def under_way(self, variant: str | None) -> Callable[[], None]:
+        """Count a request as under way.
 
         Its gauge may be removed meanwhile; another of that name stays right.
+
+        Returns:
+            What ends it; to be called once.
         """
-        return self._in_flight.child(self._variant(variant)).track_inprogress()
+        gauge = self._in_flight.child(self._variant(variant))
+        gauge.inc()
+        return gauge.dec
 
     def record(self, labels: RequestLabels, seen: Observation) -> None:
         """Count a request that an engine has answered, or begun to.
@@ -242,6 +252,14 @@ class Metrics:
         variant, alias, reason = self._key(labels)
         self._requests.child(variant, alias, reason, _status_class(status)).inc()
         self._errors.child(variant, alias, kind.value).inc()
+
+    def record_gone(self, labels: RequestLabels) -> None:
+        """Count a request whose client left before an answer began.
+
+        Args:
+            labels: What it is counted under; its class of status is empty.
+        """
+        self._requests.child(*self._key(labels), _status_class(None)).inc()
 
     def record_shadow(self, alias: str, variant: str, result: ShadowResult) -> None:
         """Count a copy for a shadow variant."""
@@ -334,9 +352,19 @@ class Metrics:
                 return False
         return True
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> _Children[Counter]:
-        metric = Counter(PREFIX + name, text, labels, registry=self._registry)
-        self._families.append(family := _Children(labels, metric.labels, metric.remove))
+    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> _Counts:
+        return self._counts(CounterMetricFamily, name, text, labels)
+
+    def _counts(
+        self,
+        kind: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        text: str,
+        labels: tuple[str, ...],
+    ) -> _Counts:
+        family = _Counts(kind, PREFIX + name, text, labels)
+        self._registry.register(family)
+        self._families.append(family)
         return family
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> _Children[Gauge]:
@@ -390,6 +418,48 @@ class _Children(Generic[ChildT]):
             del self._by_values[values]
             if self._remove is not None:
                 self._remove(*values)
+
+
+class _Count:
+    """One number. Prometheus' own takes a lock, for threads that there are none of here."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def inc(self, by: int = 1) -> None:
+        self.value += by
+
+    def dec(self) -> None:
+        self.value -= 1
+
+
+class _Counts(_Children[_Count], Collector):
+    """The children of a counter, or of a gauge that counts."""
+
+    def __init__(
+        self,
+        kind: type[CounterMetricFamily | GaugeMetricFamily],
+        name: str,
+        text: str,
+        labels: Sequence[str],
+    ) -> None:
+        super().__init__(labels, lambda *_values: _Count())
+        self._kind = kind
+        self._name = name
+        self._text = text
+
+    def describe(self) -> Iterable[Metric]:
+        """The metric, without its samples."""
+        return [self._kind(self._name, self._text, labels=self._labels)]
+
+    def collect(self) -> Iterable[Metric]:
+        """The metric as it is now."""
+        family = self._kind(self._name, self._text, labels=self._labels)
+        for values, count in self._by_values.items():
+            family.add_metric(values, count.value)
+        return [family]
 
 
 class _Histograms(_Children[Latencies], Collector):

@@ -124,7 +124,7 @@ class Observation:
         self._is_stream = False
         self._is_named: bool | None = None
         self._begun = b""
-        self._body = bytearray()
+        self._body = b""
         self._first_byte: float | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
@@ -136,7 +136,7 @@ class Observation:
         self._is_flowing = False
         self._event_lines = 0
         self._event_end = b""
-        self._gaps = Latencies(INTER_TOKEN_BUCKETS)
+        self._gaps: Latencies | None = None
         self._has_error_event = False
         self.status: int | None = None
         """The answer's HTTP status; None where no answer began."""
@@ -182,7 +182,7 @@ class Observation:
         Events that come in one chunk share the time since the one before. With several choices
         their events alternate, so the time is that between any two of them.
         """
-        return self._gaps if self._gaps.count else None
+        return self._gaps
 
     @property
     def duration_seconds(self) -> float | None:
@@ -220,7 +220,7 @@ class Observation:
         else:
             events = self._read_events(data)
         if events:
-            self._gaps.add((now - self._last_token) / events, events)
+            self._add_gap((now - self._last_token) / events, events)
             self._last_token = now
 
     def finish(self, outcome: Outcome) -> None:
@@ -233,16 +233,24 @@ class Observation:
             return
         self.outcome = outcome
         self._ended = self._clock()
-        if self._begun.strip():
-            self._read_events(self._begun.replace(b"\r", b"\n"))
-        last = bytes(self._body) or self._before_last + self._last
         if self._is_stream:
+            if self._begun.strip():
+                self._read_events(self._begun.replace(b"\r", b"\n"))
+            last = self._before_last + self._last
             self._look_for_error(last)
+        else:
+            last = self._body
         for text in (self._earlier_usage, last):
-            for usage in _usages(text):
-                self._read_usage(usage)
-        self._begun = self._earlier_usage = self._last = self._before_last = b""
-        self._body.clear()
+            # A plain search finds out what the expression's would take much longer for.
+            if text and b'"usage"' in text:
+                for usage in _usages(text):
+                    self._read_usage(usage)
+        self._begun = self._earlier_usage = self._last = self._before_last = self._body = b""
+
+    def _add_gap(self, seconds: float, events: int) -> None:
+        if self._gaps is None:
+            self._gaps = Latencies(INTER_TOKEN_BUCKETS)
+        self._gaps.add(seconds, events)
 
     def _read_slowly(self, data: bytes, now: float) -> None:
         """Read what comes before the first token, events cut anywhere, and bodies."""
@@ -265,7 +273,7 @@ class Observation:
             if not self._earlier_usage:
                 self._note_usage(events)
         elif count:
-            self._gaps.add((now - self._last_token) / count, count)
+            self._add_gap((now - self._last_token) / count, count)
             self._last_token = now
 
     def _begin_flow(self, events: bytes) -> None:
@@ -327,8 +335,8 @@ class Observation:
         self._body += data
         if len(self._body) > KEPT_BYTES:
             # One that was cut here is in what is kept, and found once more.
-            self._note_usage(bytes(self._body[max(0, self._body.rfind(b'"usage"')) :]))
-            del self._body[:-OVERLAP_BYTES]
+            self._note_usage(self._body[max(0, self._body.rfind(b'"usage"')) :])
+            self._body = self._body[-OVERLAP_BYTES:]
 
     def _read_usage(self, usage: Mapping[str, object]) -> None:
         """Take the counts that are there; later ones replace earlier ones."""
