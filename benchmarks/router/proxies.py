@@ -111,6 +111,11 @@ def _ours(place: Place) -> list[str]:
     return [sys.executable, "-m", "vllm_rvec", "route", "--config", str(config)]
 
 
+def _thin(place: Place) -> list[str]:
+    program = [sys.executable, "-m", "benchmarks.router.thin"]
+    return [*program, place.upstream, str(place.port)]
+
+
 def _vllm_router(place: Place) -> list[str]:
     address = ["--host", "127.0.0.1", "--port", str(place.port)]
     metrics = ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(_free_port())]
@@ -137,6 +142,7 @@ def _litellm(place: Place) -> list[str]:
 
 PROXIES = (
     Proxy(OURS, _ours),
+    Proxy("bare aiohttp", _thin),
     Proxy("vllm-router", _vllm_router, ROOT / ".venv-vllm-router"),
     Proxy(
         "LiteLLM",
