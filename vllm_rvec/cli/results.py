@@ -164,6 +164,7 @@ def _traffic(summary: "ExperimentSummary") -> Table:
         "share/\nset, %",
         "errors",
         "first\ntoken, s",
+        "per\ntoken, ms",
         "duration,\ns",
         "tokens\nin/out",
     ):
@@ -176,6 +177,7 @@ def _traffic(summary: "ExperimentSummary") -> Table:
             f"{_points(one.realised_share)}/{_points(one.configured_share)}",
             NONE if one.error_rate is None else _percent(one.error_rate.value, digits=2),
             _seconds(one.ttft_seconds),
+            _milliseconds(one.token_seconds),
             _seconds(one.duration_seconds),
             f"{_short(one.prompt_tokens)}/{_short(one.completion_tokens)}",
         )
@@ -245,6 +247,12 @@ def _points(share: float | None) -> str:
 
 def _percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
+
+
+def _milliseconds(quantiles: "Quantiles | None") -> str:
+    if quantiles is None:
+        return NONE
+    return f"{quantiles.p50 * 1000:.0f}/{quantiles.p95 * 1000:.0f}"
 
 
 def _seconds(quantiles: "Quantiles | None") -> str:

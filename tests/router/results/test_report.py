@@ -27,6 +27,7 @@ def counts(variant: str, ups: int = 0, n: int = 0, units: int = 1000) -> Variant
         votes=votes(ups, n),
         ttft_seconds=[0.1, 0.3, 0.2],
         duration_seconds=[1.0, 2.0, 3.0],
+        token_seconds=[0.01, 0.02, 0.03],
     )
 
 
@@ -121,6 +122,7 @@ def test_json_goes_there_and_back() -> None:
     found = summary(counts("base", 5, 9), counts("enhanced@1"))
     data = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert data["variants"][0]["ttft_seconds"] == {"p50": 0.2, "p95": pytest.approx(0.29)}
+    assert data["variants"][0]["token_seconds"] == {"p50": 0.02, "p95": pytest.approx(0.029)}
     assert ExperimentSummary.from_json(data | {"later": 1}) == found
 
 

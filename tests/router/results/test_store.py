@@ -136,6 +136,8 @@ async def test_what_was_served_and_rated_is_summed_up(open_store: Open) -> None:
     assert (enhanced.prompt_tokens, enhanced.completion_tokens) == (60, 100)
     assert base.duration_seconds is not None
     assert base.duration_seconds.p95 == 1.0
+    assert base.token_seconds is not None
+    assert base.token_seconds.p50 == pytest.approx(0.9 / 4)
     assert found.sample_ratio_p == 1.0
 
 

@@ -71,7 +71,10 @@ SUMS = (
     " FROM clusters GROUP BY variant"
 )
 LATENCIES = (
-    "SELECT ttft_seconds, duration_seconds FROM file%d.exposures"  # noqa: S608 - our own constant
+    # Per token of a stream, as vLLM's `time_per_output_token`: without the first.
+    "SELECT ttft_seconds, duration_seconds,"  # noqa: S608 - our own constant
+    " CASE WHEN completion_tokens > 1"
+    " THEN (duration_seconds - ttft_seconds) / (completion_tokens - 1) END FROM file%d.exposures"
     f" WHERE +experiment = ? AND variant = ? AND {COUNTED} AND NOT is_error"
     " ORDER BY id DESC LIMIT ?"
 )
@@ -179,16 +182,17 @@ class _Experiment:
                     errors=errors.get(variant, Clusters()),
                     votes=votes.get(variant, Clusters()),
                     scores=scores.get(variant, Clusters()),
-                    ttft_seconds=_known(ttft for ttft, _ in latencies),
-                    duration_seconds=_known(duration for _, duration in latencies),
+                    ttft_seconds=_known(ttft for ttft, _, _ in latencies),
+                    duration_seconds=_known(duration for _, duration, _ in latencies),
+                    token_seconds=_known(token for _, _, token in latencies),
                     prompt_tokens=int(prompt_tokens),
                     completion_tokens=int(completion_tokens),
                 )
             )
         return counts
 
-    def _latencies(self, variant: str) -> list[tuple[float | None, float | None]]:
-        found: list[tuple[float | None, float | None]] = []
+    def _latencies(self, variant: str) -> list[tuple[float | None, float | None, float | None]]:
+        found: list[tuple[float | None, float | None, float | None]] = []
         for number in range(self._files):
             found += self._rows(LATENCIES % number, variant, LATENCY_ROWS - len(found))
         return found

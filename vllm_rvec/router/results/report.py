@@ -38,6 +38,7 @@ class VariantCounts:
         scores: Over requests with a score.
         ttft_seconds: Of the newest successful exposures.
         duration_seconds: Of the newest successful exposures.
+        token_seconds: Of those that streamed and told their tokens, for each token but the first.
         prompt_tokens: In all.
         completion_tokens: In all.
     """
@@ -51,6 +52,7 @@ class VariantCounts:
     scores: Clusters = field(default_factory=Clusters)
     ttft_seconds: Sequence[float] = ()
     duration_seconds: Sequence[float] = ()
+    token_seconds: Sequence[float] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -80,6 +82,8 @@ class VariantSummary:
         error_rate: Share of exposures that were errors.
         ttft_seconds: Time to the first token, of the newest successful exposures.
         duration_seconds: To the last byte, of the newest successful exposures.
+        token_seconds: Time per output token: of the newest successful streams that told their
+            tokens, from the first token to the end, for each token but the first.
         prompt_tokens: In all.
         completion_tokens: In all.
         difference: To the first variant, by the experiment's measure.
@@ -97,6 +101,7 @@ class VariantSummary:
     error_rate: Estimate | None
     ttft_seconds: Quantiles | None
     duration_seconds: Quantiles | None
+    token_seconds: Quantiles | None
     prompt_tokens: int
     completion_tokens: int
     difference: Difference | None
@@ -240,6 +245,7 @@ def _variant(
         error_rate=statistics.rate_of(counts.errors),
         ttft_seconds=_quantiles(counts.ttft_seconds),
         duration_seconds=_quantiles(counts.duration_seconds),
+        token_seconds=_quantiles(counts.token_seconds),
         prompt_tokens=counts.prompt_tokens,
         completion_tokens=counts.completion_tokens,
         difference=difference,
