@@ -31,6 +31,7 @@ from vllm_rvec.evaluation.scoring import grade
 from vllm_rvec.evaluation.sweep import (
     Sweep,
     answers_of,
+    check_permission,
     cost_of,
     facts_of,
     is_elsewhere,
@@ -119,6 +120,8 @@ def show_plan(
     how, offer = planned_offer(config, stderr)
     plan = placed_arms(wanted_arms(config), offer)
     elsewhere = [spec for spec in config.tasks if is_elsewhere(spec)]
+    for spec in elsewhere:
+        check_permission(spec, allow_code=config.allow_code)
     here = tuple(spec for spec in config.tasks if spec not in elsewhere)
     tasks = load_tasks(config.model_copy(update={"tasks": here}))
     shown = _plan_facts(config, how, plan, tasks)
@@ -289,7 +292,9 @@ def _print_plan(facts: Mapping[str, Any], plan: Plan, tasks: Sequence[Task]) -> 
     table.add_row("arms", Text(", ".join(arm.name for arm in plan.arms)))
     for missing in plan.missing:
         table.add_row("without", Text(printable(f"{missing.name}: {missing.why}", 400)))
-    table.add_row("requests", f"{facts['requests']:,}")
+    more = f", and {len(plan.arms)} for each of the Hub's problems"
+    requests = f"{facts['requests']:,}{more if facts['tasks_elsewhere'] else ''}"
+    table.add_row("requests", requests)
     read, written = facts["prompt_tokens"], facts["completion_tokens"]
     table.add_row("tokens", f"about {read:,} to read, {written:,} at most to write")
     Console().print(table)

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
 from vllm_rvec.checkpoint.hub import HubId
-from vllm_rvec.checkpoint.remote import is_url
+from vllm_rvec.checkpoint.remote import is_url, shown
 from vllm_rvec.checkpoint.table import is_folder
 from vllm_rvec.cli.locating import find_vector
 from vllm_rvec.cli.progress import show_progress, show_when_slow
@@ -361,14 +361,19 @@ def planned_offer(config: SweepConfig, console: Console) -> tuple[How, Offer]:
     }
     for name, reference in elsewhere.items():
         _check_reference(name, reference)
-        logger.info("%s %s is not here: whether a dial can serve it will show", name, reference)
     if elsewhere:
+        logger.warning("whether a dial can serve this will show when all of it is here")
         return source.assumed()
     return source.how, source.offer()
 
 
 def _check_reference(name: str, reference: str) -> None:
+    """Say where a reference that isn't here would be looked for."""
     if HubId.parse(reference) is not None or (name == "vector" and is_url(reference)):
+        logger.warning("the %s would be fetched: %s", name, shown(reference))
+        return
+    if name == "vector":
+        logger.warning("the vector is not there yet: %s; `vllm-rvec extract` makes one", reference)
         return
     raise ConfigError(
         f"`{name}`: there is no folder {reference}, and it is no id on the Hub either",

@@ -19,7 +19,9 @@ from vllm_rvec.evaluation.asking import Question, questions_of
 from vllm_rvec.evaluation.halves import hash_of
 from vllm_rvec.evaluation.record import ArmRecord, How, Run, SweepRecord, TaskRecord, read_record
 from vllm_rvec.evaluation.records import ArmKind
+from vllm_rvec.evaluation.scoring import scorer_named
 from vllm_rvec.evaluation.tasks import half_of, load_task
+from vllm_rvec.evaluation.tasks.formats import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +39,7 @@ __all__ = [
     "Subject",
     "Sweep",
     "answers_of",
+    "check_permission",
     "cost_of",
     "facts_of",
     "is_elsewhere",
@@ -85,6 +88,21 @@ def is_elsewhere(spec: TaskSpec) -> bool:
     return spec.path is None or (
         not Path(spec.path).expanduser().exists() and HubId.parse(spec.path) is not None
     )
+
+
+def check_permission(spec: TaskSpec, *, allow_code: bool) -> None:
+    """Refuse a task that would run code, before its files are looked for.
+
+    Raises:
+        ConfigError: It is graded by unit tests, and nobody has allowed it.
+    """
+    scorer = scorer_named(spec.scorer or FORMATS[spec.format].scorer)
+    if scorer.runs_code and not (allow_code or spec.allow_code):
+        raise ConfigError(
+            f"the task {spec.called} runs code that the model writes",
+            fix="allow it with `allow_code: true` (--allow-code), best in a container that holds"
+            " no secrets; or leave the task out",
+        )
 
 
 def _limited(task: Task, config: SweepConfig) -> Task:
