@@ -35,7 +35,7 @@ demo-train: setup ## Train the demo's model again (about 10 minutes)
 	$(BIN)/python examples/reasoning_in_miniature/train.py
 
 test: setup ## The whole suite, with real engines
-	$(BIN)/python -m pytest
+	$(BIN)/python -m tests
 
 test-fast: setup ## The suite without engines
 	$(BIN)/python -m pytest -m "not engine"
