@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit parity demo-train \
+.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit lm-eval parity demo-train \
 	bench-router lock clean
 
 help: ## Show this list
@@ -60,6 +60,14 @@ mergekit: .venv-mergekit/.made ## Make mergekit's own environment, to compare wi
 		|| .venv-mergekit/bin/pip install --disable-pip-version-check --quiet -r <(grep '^torch==' requirements/mergekit.txt)
 	@touch $@
 
+lm-eval: .venv-lm-eval/.made ## Make lm-evaluation-harness's own environment, to ask a served model
+
+.venv-lm-eval/.made: requirements/lm-eval.txt
+	$(PYTHON) -m venv .venv-lm-eval
+	@echo '*' > .venv-lm-eval/.gitignore
+	.venv-lm-eval/bin/pip install --disable-pip-version-check --quiet --no-deps -r requirements/lm-eval.txt
+	@touch $@
+
 ROUTERS := .venv-vllm-router/.made .venv-litellm/.made
 
 $(ROUTERS): .venv-%/.made: requirements/%.txt
@@ -102,4 +110,4 @@ lock: setup ## Resolve requirements/cpu.txt again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again
-	rm -rf .venv .venv-mergekit .venv-vllm-router .venv-litellm .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-mergekit .venv-vllm-router .venv-litellm .venv-lm-eval .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -316,3 +316,20 @@ def test_reasoning_that_came_apart_is_kept_apart(server: StandIn) -> None:
     (answer,) = ask(server, questions([BASE])[:1])
     assert (answer.text, answer.reasoning) == ("", "hm")
     assert answer.is_cut_off
+
+
+def test_a_failure_is_told_once_for_all_that_have_it(
+    server: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody who waits wants to know why."""
+    failed: set[str] = set()
+
+    def fail(asked: Asked) -> web.Response | None:
+        is_first = asked.text not in failed
+        failed.add(asked.text)
+        return web.Response(status=503, text="busy") if is_first else None
+
+    server.fail = fail
+    ask(server, questions([BASE]))
+    (told,) = caplog.messages
+    assert "HTTP status 503: busy; again in" in told

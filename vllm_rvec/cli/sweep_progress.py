@@ -22,6 +22,8 @@ LINE_SECONDS = 30.0
 class SweepProgress:
     """Counts answers, and shows them: live on a terminal, else a line every half minute.
 
+    Use it as `with progress` while questions are asked; again, where an engine needs time between.
+
     Args:
         console: Where to show.
         arms: In which order arms are shown.
@@ -43,14 +45,15 @@ class SweepProgress:
         self._total = total
         self._counts = {arm.name: [0, 0] for arm in arms}
         self._clock = clock
-        self._started_at = self._last_line_at = clock()
+        self._entered_at = self._last_line_at = clock()
+        self._earlier_seconds = 0.0
         self._new = self._new_tokens = 0
         for answer in known:
             self._count(answer)
         self._live = Live(get_renderable=self._shown, console=console, refresh_per_second=2)
 
     def __enter__(self) -> Self:
-        self._started_at = self._last_line_at = self._clock()
+        self._entered_at = self._last_line_at = self._clock()
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -62,6 +65,8 @@ class SweepProgress:
         traceback: TracebackType | None,
     ) -> None:
         self._live.stop()
+        self._earlier_seconds += self._clock() - self._entered_at
+        self._entered_at = self._clock()
 
     def take(self, answer: Answer) -> None:
         """Count a new answer."""
@@ -76,7 +81,7 @@ class SweepProgress:
     def line(self) -> str:
         """How far it is, in one line."""
         done = sum(asked for asked, _ in self._counts.values())
-        seconds = max(self._clock() - self._started_at, 1e-9)
+        seconds = max(self._earlier_seconds + self._clock() - self._entered_at, 1e-9)
         rate = self._new / seconds
         parts = [f"{done:,} of {self._total:,} answers"]
         if self._new:

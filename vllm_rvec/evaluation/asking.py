@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ LONGEST_ASKED_WAIT_SECONDS: Final = 300.0
 
 PASSING: Final = frozenset({408, 409, 425, 429})
 """Statuses below 500 that another try may get over."""
+
+WARN_SECONDS: Final = 30.0
+"""How often a failure is told that another try may get over: all that are under way have it."""
 
 MAX_ANSWER_BYTES: Final = 16 * 2**20
 SHOWN_CHARACTERS: Final = 500
@@ -210,6 +214,7 @@ class Asker:
         self._session = session
         self._manner = manner
         self._grade = grade
+        self._warned_at = -math.inf
 
     async def ask(self, question: Question) -> Answer:
         """Ask until there is an answer, and grade it.
@@ -241,7 +246,9 @@ class Asker:
         wait = min(doubled, LONGEST_WAIT_SECONDS) * spread
         if exc.wait_seconds is not None:
             wait = max(wait, exc.wait_seconds)
-        logger.debug("%s: %s; again in %.1f s", question.label, exc, wait)
+        if time.monotonic() - self._warned_at > WARN_SECONDS:
+            self._warned_at = time.monotonic()
+            logger.warning("%s: %s; again in %.1f s", question.label, exc, wait)
         await asyncio.sleep(wait)
         if self._manner.until_ready is not None:
             await self._manner.until_ready()
