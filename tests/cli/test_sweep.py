@@ -91,6 +91,7 @@ def test_a_served_dial_is_swept(server: StandIn, task: Path, tmp_path: Path) -> 
     assert record["how"] == "endpoint"
     assert record["vector_digest"] == "blake3:v"
     assert record["runs"][0]["endpoint"] == server.url
+    assert record["runs"][0]["command"].startswith(f"vllm-rvec sweep --endpoint {server.url}")
     assert "random@1" in record["missing"]
 
 

@@ -40,7 +40,7 @@ def record(**changed: Any) -> SweepRecord:
         "arms": (BASE,),
         "missing": {},
         "config": {},
-        "runs": (Run.now(versions={}, endpoint=None),),
+        "runs": (Run.now(command="", versions={}, endpoint=None),),
     }
     return SweepRecord(**{**values, **changed})
 

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import logging
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,7 +76,8 @@ def sweep(
         source = source_of(config, stderr, verbose=verbose)
         plan = placed_arms(wanted_arms(config), source.offer())
         _say_missing(plan)
-        begun = Sweep.begin(config, tasks, plan, source.subject())
+        command = shlex.join(["vllm-rvec", *sys.argv[1:]])
+        begun = Sweep.begin(config, tasks, plan, source.subject(), command)
         _ask(begun, source, stderr)
         _report(config, begun.record, tasks, plan.arms, as_json=as_json)
 

@@ -99,6 +99,8 @@ class Run(_Part):
 
     started: str
     """In UTC."""
+    command: str
+    """As it was typed."""
     versions: dict[str, str]
     endpoint: str | None
     """Where it asked; None for an engine of its own."""

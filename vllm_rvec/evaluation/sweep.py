@@ -129,7 +129,12 @@ class Sweep:
 
     @classmethod
     def begin(
-        cls, config: SweepConfig, tasks: tuple[Task, ...], plan: Plan, subject: Subject
+        cls,
+        config: SweepConfig,
+        tasks: tuple[Task, ...],
+        plan: Plan,
+        subject: Subject,
+        command: str = "",
     ) -> Sweep:
         """Start a sweep in its folder, or go on with the one that is there.
 
@@ -138,6 +143,7 @@ class Sweep:
             tasks: What is asked.
             plan: In which arms.
             subject: Of whom.
+            command: What was typed, to be written down.
 
         Raises:
             ConfigError: The folder holds another sweep, or the base can't be had.
@@ -145,7 +151,8 @@ class Sweep:
         if all(arm.kind is not ArmKind.BASE for arm in plan.arms):
             why = next((one.why for one in plan.missing if one.name == "base"), "")
             raise ConfigError("there is nothing to compare with: no base", why=why)
-        record = _record(config, tasks, plan, subject)
+        run = Run.now(command=command, versions=_versions(), endpoint=config.endpoint)
+        record = _record(config, tasks, plan, subject, run)
         if (kept := read_record(config.folder)) is not None:
             record = record.continuing(kept)
         record.write(config.folder)
@@ -179,19 +186,18 @@ def answers_of(
     )
 
 
-def facts_of(record: SweepRecord, *, command: str = "") -> Mapping[str, JsonValue]:
+def facts_of(record: SweepRecord) -> Mapping[str, JsonValue]:
     """What a report says about how to repeat it."""
     runs: list[JsonValue] = [run.model_dump(mode="json") for run in record.runs]
     plain = record.model_dump(mode="json", exclude={"runs", "arms", "tasks"})
-    return {**({"command": command} if command else {}), **plain, "runs": runs}
+    return {**plain, "runs": runs}
 
 
 def _record(
-    config: SweepConfig, tasks: Sequence[Task], plan: Plan, subject: Subject
+    config: SweepConfig, tasks: Sequence[Task], plan: Plan, subject: Subject, run: Run
 ) -> SweepRecord:
     is_random = any(arm.kind is ArmKind.RANDOM for arm in plan.arms)
     words: dict[str, JsonValue] = {"--": list(config.engine_words)} if config.engine_words else {}
-    run = Run.now(versions=_versions(), endpoint=config.endpoint)
     return SweepRecord(
         how=subject.how,
         target=subject.target,
