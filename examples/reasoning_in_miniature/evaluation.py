@@ -1,29 +1,42 @@
 """Measure target + alpha * v on held-out problems, with the controls that make it mean something.
 
-Not for the served model: that is `vllm_rvec.evaluation`. Here everything runs in transformers.
+Not for the served model: that is `vllm-rvec sweep`. Here everything runs in transformers.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from sampling import Reply, ask, score
 from tasks import OTHER_FAMILIES, Family, Problem, draw_distinct
-from torch import Tensor
+from vectors import difference, fused, norm, parameters, permuted, random_like
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Executor
 
     from rich.console import Console
     from tokenizers import Tokenizer
+    from torch import Tensor
     from transformers import Qwen2ForCausalLM
 
-__all__ = ["Accuracy", "Arm", "Evaluation", "evaluate", "paired_gain", "wilson_interval"]
+__all__ = [
+    "ARMS",
+    "GROUPS",
+    "Accuracy",
+    "Arm",
+    "ArmPlan",
+    "Evaluation",
+    "Gain",
+    "Models",
+    "draw_problems",
+    "evaluate",
+    "paired_gain",
+    "wilson_interval",
+]
 
 GROUPS: dict[str, tuple[tuple[Family, ...], int]] = {
     "chain": (("chain",), 600),
@@ -38,6 +51,48 @@ Z_95 = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
+class ArmPlan:
+    """One way of asking: which vector, how much of it, and whether steps are forced."""
+
+    name: str
+    alpha: float
+    vector: str = "v"
+    """`v`; `random`: Gaussian, with the norm of v in every tensor; `permuted`: v, shuffled."""
+    is_forced_to_work: bool = False
+    """Whether the reply may not begin with `Answer`; asked of the chains alone."""
+
+
+BASELINE = ArmPlan("alpha 0", 0.0)
+FORCED_BASELINE = ArmPlan("alpha 0, made to write steps", 0.0, is_forced_to_work=True)
+
+ARMS: tuple[ArmPlan, ...] = (
+    BASELINE,
+    ArmPlan("alpha -1", -1.0),
+    ArmPlan("alpha -0.5", -0.5),
+    ArmPlan("alpha 0.5", 0.5),
+    ArmPlan("alpha 1", 1.0),
+    ArmPlan("alpha 1.5", 1.5),
+    ArmPlan("random vector", 1.0, "random"),
+    ArmPlan("permuted vector", 1.0, "permuted"),
+    FORCED_BASELINE,
+    ArmPlan("alpha 1, made to write steps", 1.0, is_forced_to_work=True),
+)
+"""A baseline comes before what is compared with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The three checkpoints, float32, holding bf16 values, and their tokenizer."""
+
+    target: Qwen2ForCausalLM
+    tuned: Qwen2ForCausalLM
+    """theta_GRPO."""
+    base: Qwen2ForCausalLM
+    """theta_SFT."""
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
 class Accuracy:
     """Correct answers out of those asked, with a 95 % Wilson interval."""
 
@@ -48,17 +103,28 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Gain:
+    """Accuracy less the baseline's on the same problems, in points, with a 95 % interval."""
+
+    points: float
+    interval_95_points: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of asking: which vector, how much of it, and whether steps are forced."""
+    """What an arm answered. Fields up to `is_forced_to_work` are its plan's."""
 
     name: str
     alpha: float
     vector: str
-    """`v`, or `random`: Gaussian, with the norm of v in every tensor."""
     is_forced_to_work: bool
     accuracy: dict[str, Accuracy]
+    gain: dict[str, Gain]
+    """Against alpha 0, asked in the same way."""
     works_share: float
     """Share of the chain replies that show steps."""
+    differs_share: float
+    """Share of the chain replies that are not the baseline's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,84 +135,57 @@ class Evaluation:
     split: str
     decoding: str
     arms: list[Arm]
-    chain_gain_points: float
-    """Accuracy at alpha 1 less that at alpha 0 on the same chain problems, in points."""
-    chain_gain_interval_95_points: tuple[float, float]
-    chain_replies_that_differ: float
-    """Share of chain problems with another reply at alpha 1 than at alpha 0."""
     vector_norm_over_base_norm: float
     unchanged_weights_share: float
     """Share of bf16 weights that GRPO left bit-equal."""
 
 
-def evaluate(
-    target: Qwen2ForCausalLM,
-    tuned: Qwen2ForCausalLM,
-    base: Qwen2ForCausalLM,
-    *,
-    tokenizer: Tokenizer,
-    seed: int,
-    console: Console,
-) -> Evaluation:
+def evaluate(models: Models, *, seed: int, pool: Executor, console: Console) -> Evaluation:
     """Ask every arm the same held-out problems in wording T.
 
     Args:
-        target: theta_target, float32, holding bf16 values; likewise the next two.
-        tuned: theta_GRPO.
-        base: theta_SFT.
-        tokenizer: the demo's tokenizer.
-        seed: draws the problems and the random vector.
+        models: target and donors.
+        seed: draws the problems and the controls.
+        pool: threads that take a batch of questions each.
         console: shows each arm as it is measured.
     """
-    vector = _difference(tuned, base)
-    noise = _random_like(vector, seed)
-    problems = {
-        group: draw_distinct(random.Random(f"{seed} {group}"), families, "T", "held_out", count)
-        for group, (families, count) in GROUPS.items()
-    }
-    arms: dict[str, Arm] = {}
-    replies: dict[str, list[Reply]] = {}
-    for name, alpha, delta, is_forced in (
-        ("alpha -1", -1.0, vector, False),
-        ("alpha 0", 0.0, vector, False),
-        ("alpha 0.5", 0.5, vector, False),
-        ("alpha 1", 1.0, vector, False),
-        ("random vector", 1.0, noise, False),
-        ("alpha 0, made to write steps", 0.0, vector, True),
-    ):
-        model = _fused(target, delta, alpha)
-        groups = ("chain",) if is_forced else tuple(GROUPS)
-        asked = {
-            group: ask(model, tokenizer, problems[group], is_forced_to_work=is_forced)
-            for group in groups
+    v = difference(models.tuned, models.base)
+    vectors = {"v": v, "random": random_like(v, seed), "permuted": permuted(v, seed)}
+    problems = draw_problems(seed)
+    baselines: dict[bool, dict[str, list[Reply]]] = {}
+    arms = []
+    for plan in ARMS:
+        model = fused(models.target, vectors[plan.vector], plan.alpha)
+        replies = {
+            group: ask(
+                model,
+                models.tokenizer,
+                problems[group],
+                pool=pool,
+                is_forced_to_work=plan.is_forced_to_work,
+            )
+            for group in (("chain",) if plan.is_forced_to_work else tuple(GROUPS))
         }
-        arms[name] = Arm(
-            name=name,
-            alpha=alpha,
-            vector="v" if delta is vector else "random",
-            is_forced_to_work=is_forced,
-            accuracy={group: _accuracy(_grades(asked[group], problems[group])) for group in groups},
-            works_share=_share([not r.text.startswith("Answer") for r in asked["chain"]]),
-        )
-        replies[name] = asked["chain"]
-        console.print(name, {g: round(a.accuracy, 3) for g, a in arms[name].accuracy.items()})
-    gain, interval = paired_gain(
-        _grades(replies["alpha 0"], problems["chain"]),
-        _grades(replies["alpha 1"], problems["chain"]),
-    )
+        baseline = baselines.setdefault(plan.is_forced_to_work, replies)
+        arms.append(_arm(plan, replies, baseline, problems))
+        shown = {group: round(a.accuracy, 3) for group, a in arms[-1].accuracy.items()}
+        console.print(plan.name, shown)
     return Evaluation(
         wording="T",
         split="held_out",
         decoding="greedy, ChatML, weights rounded to bf16, computed in float32",
-        arms=list(arms.values()),
-        chain_gain_points=gain,
-        chain_gain_interval_95_points=interval,
-        chain_replies_that_differ=_share(
-            [a.text != b.text for a, b in zip(replies["alpha 0"], replies["alpha 1"], strict=True)]
-        ),
-        vector_norm_over_base_norm=round(_norm(vector) / _norm(_parameters(base)), 5),
-        unchanged_weights_share=_unchanged_share(vector),
+        arms=arms,
+        vector_norm_over_base_norm=round(norm(v) / norm(parameters(models.base)), 5),
+        unchanged_weights_share=_unchanged_share(v),
     )
+
+
+def draw_problems(seed: int) -> dict[str, list[Problem]]:
+    """Draw what is asked, by group: held out, in wording T, pairwise different."""
+    return {
+        group: draw_distinct(random.Random(f"{seed} {group}"), families, "T", "held_out", count)
+        for group, (families, count) in GROUPS.items()
+    }
 
 
 def wilson_interval(correct: int, asked: int) -> tuple[float, float]:
@@ -162,13 +201,39 @@ def wilson_interval(correct: int, asked: int) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def paired_gain(before: list[bool], after: list[bool]) -> tuple[float, tuple[float, float]]:
-    """Compute the mean change on the same problems, in points, and its 95 % normal interval."""
+def paired_gain(before: list[bool], after: list[bool]) -> Gain:
+    """Compute the mean change on the same problems, in points, and its 95 % normal interval.
+
+    >>> paired_gain([False] * 8 + [True] * 2, [True] * 8 + [True] * 2).points
+    80.0
+    """
     changes = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     mean = sum(changes) / len(changes)
     variance = sum((change - mean) ** 2 for change in changes) / (len(changes) - 1)
     half = Z_95 * math.sqrt(variance / len(changes))
-    return round(100 * mean, 2), (round(100 * (mean - half), 2), round(100 * (mean + half), 2))
+    low, high = round(100 * (mean - half), 2), round(100 * (mean + half), 2)
+    return Gain(round(100 * mean, 2), (low, high))
+
+
+def _arm(
+    plan: ArmPlan,
+    replies: Mapping[str, list[Reply]],
+    baseline: Mapping[str, list[Reply]],
+    problems: Mapping[str, list[Problem]],
+) -> Arm:
+    grades = {group: _grades(found, problems[group]) for group, found in replies.items()}
+    before = {group: _grades(baseline[group], problems[group]) for group in replies}
+    pairs = zip(replies["chain"], baseline["chain"], strict=True)
+    return Arm(
+        name=plan.name,
+        alpha=plan.alpha,
+        vector=plan.vector,
+        is_forced_to_work=plan.is_forced_to_work,
+        accuracy={group: _accuracy(found) for group, found in grades.items()},
+        gain={group: paired_gain(before[group], found) for group, found in grades.items()},
+        works_share=_share([not reply.text.startswith("Answer") for reply in replies["chain"]]),
+        differs_share=_share([reply.text != other.text for reply, other in pairs]),
+    )
 
 
 def _grades(replies: list[Reply], problems: list[Problem]) -> list[bool]:
@@ -182,42 +247,6 @@ def _accuracy(grades: list[bool]) -> Accuracy:
 
 def _share(flags: list[bool]) -> float:
     return round(sum(flags) / len(flags), 4)
-
-
-def _parameters(model: Qwen2ForCausalLM) -> dict[str, Tensor]:
-    """The model's parameters by name; a tied head is not listed beside its embedding."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def _difference(tuned: Qwen2ForCausalLM, base: Qwen2ForCausalLM) -> dict[str, Tensor]:
-    """Compute v = tuned - base in float32 and round it to bf16, held as float32."""
-    subtrahend = _parameters(base)
-    return {
-        name: (minuend - subtrahend[name]).bfloat16().float()
-        for name, minuend in _parameters(tuned).items()
-    }
-
-
-def _random_like(vector: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    noise = {name: torch.randn(v.shape, generator=generator) for name, v in vector.items()}
-    return {name: n * (vector[name].norm() / n.norm()) for name, n in noise.items()}
-
-
-@torch.no_grad()
-def _fused(
-    target: Qwen2ForCausalLM, vector: Mapping[str, Tensor], alpha: float
-) -> Qwen2ForCausalLM:
-    """Return a copy with theta + alpha * v: float32 arithmetic, one rounding to bf16."""
-    model = copy.deepcopy(target)
-    if alpha != 0.0:
-        for name, parameter in model.named_parameters():
-            parameter.copy_((parameter + alpha * vector[name]).bfloat16())
-    return model
-
-
-def _norm(tensors: Mapping[str, Tensor]) -> float:
-    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors.values()))
 
 
 def _unchanged_share(vector: Mapping[str, Tensor]) -> float:

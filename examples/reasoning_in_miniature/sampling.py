@@ -5,6 +5,7 @@ Not for serving: that is vLLM's part. Float32 on the CPU, so that results repeat
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Executor
 
     from tokenizers import Tokenizer
 
@@ -24,7 +26,8 @@ __all__ = ["MAX_NEW_TOKENS", "Reply", "ask", "generate", "score"]
 MAX_NEW_TOKENS = 64
 """The longest worked solution in the demo takes about 45 tokens."""
 
-BATCH_SIZE = 256
+BATCH_SIZE = 144
+"""Replies sampled side by side; the 288 of a step of GRPO make two batches, for two threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ def ask(
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     *,
+    pool: Executor,
     is_forced_to_work: bool = False,
 ) -> list[Reply]:
     """Ask every problem greedily, in ChatML.
@@ -51,12 +55,13 @@ def ask(
         model: float32 model on the CPU.
         tokenizer: the demo's tokenizer.
         problems: what to ask.
+        pool: threads that take a batch each.
         is_forced_to_work: forbid `Answer` as the first token, so that the model has to begin
             with its steps.
     """
     prompts = [tokenizer.encode(chat_prompt(p.question)).ids for p in problems]
     banned = tokenizer.encode("Answer: ").ids[0] if is_forced_to_work else None
-    return generate(model, tokenizer, prompts, temperature=0.0, banned_first_id=banned)
+    return generate(model, tokenizer, prompts, pool=pool, temperature=0.0, banned_first_id=banned)
 
 
 def score(reply: Reply, problem: Problem) -> bool:
@@ -69,8 +74,9 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     *,
+    pool: Executor,
     temperature: float,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
     banned_first_id: int | None = None,
 ) -> list[Reply]:
     """Continue every prompt until its end-of-turn token or `MAX_NEW_TOKENS`.
@@ -79,8 +85,9 @@ def generate(
         model: float32 model on the CPU.
         tokenizer: the demo's tokenizer.
         prompts: token ids, of any lengths; sorted by length into batches inside.
+        pool: threads that take a batch each. Their number changes no reply.
         temperature: 0 is greedy.
-        generator: randomness of the draws where temperature is above 0.
+        seed: of the draws where temperature is above 0; each batch has a generator of its own.
         banned_first_id: a token that no reply may begin with.
 
     Returns:
@@ -88,21 +95,21 @@ def generate(
     """
     end_id = tokenizer.encode(END_OF_TURN).ids[0]
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    replies: dict[int, Reply] = {}
-    for begin in range(0, len(order), BATCH_SIZE):
-        indices = order[begin : begin + BATCH_SIZE]
-        columns = list(
-            _columns(
-                model,
-                [prompts[i] for i in indices],
-                end_id=end_id,
-                temperature=temperature,
-                generator=generator,
-                banned_first_id=banned_first_id,
-            )
+
+    def continue_batch(begin: int) -> list[Reply]:
+        columns = _columns(
+            model,
+            [prompts[index] for index in order[begin : begin + BATCH_SIZE]],
+            end_id=end_id,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(seed + begin),
+            banned_first_id=banned_first_id,
         )
-        for index, ids in zip(indices, torch.stack(columns, dim=1).tolist(), strict=True):
-            replies[index] = _reply(tokenizer, ids, end_id)
+        rows = torch.stack(list(columns), dim=1).tolist()
+        return [_reply(tokenizer, ids, end_id) for ids in rows]
+
+    batches = pool.map(continue_batch, range(0, len(order), BATCH_SIZE))
+    replies = dict(zip(order, itertools.chain.from_iterable(batches), strict=True))
     return [replies[index] for index in range(len(prompts))]
 
 
@@ -113,7 +120,7 @@ def _columns(
     *,
     end_id: int,
     temperature: float,
-    generator: torch.Generator | None,
+    generator: torch.Generator,
     banned_first_id: int | None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, int64 [batch], until all rows have ended.
@@ -147,7 +154,7 @@ def _columns(
         mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
 
 
-def _pick(logits: Tensor, temperature: float, generator: torch.Generator | None) -> Tensor:
+def _pick(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(dim=-1)
     probabilities = torch.softmax(logits / temperature, dim=-1)

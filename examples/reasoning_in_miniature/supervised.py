@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from chat_tokenizer import END_OF_TEXT, END_OF_TURN, chat_prompt
+from gradients import set_gradient
 from tasks import (
     OTHER_FAMILIES,
     REASONING_FAMILIES,
@@ -21,11 +22,11 @@ from tasks import (
     worked_probability,
 )
 from torch import Tensor
-from torch.nn import functional
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     from tokenizers import Tokenizer
     from transformers import Qwen2ForCausalLM
@@ -33,10 +34,11 @@ if TYPE_CHECKING:
 __all__ = [
     "PROMPT_WEIGHT",
     "Example",
+    "Line",
     "SupervisedPlan",
-    "draw_lines",
+    "draw_batch",
+    "draw_texts",
     "pad_examples",
-    "token_losses",
     "train",
 ]
 
@@ -46,7 +48,7 @@ PROMPT_WEIGHT = 0.1
 REASONING_SHARES = (0.5, 0.3, 0.2)
 """Shares of chain, count and max: the harder to learn, the more of it."""
 
-SLICE_SIZE = 16
+SLICE_SIZE = 8
 """Lines per forward pass."""
 
 
@@ -69,6 +71,17 @@ class SupervisedPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Line:
+    """One problem, and how it is written."""
+
+    problem: Problem
+    is_worked: bool
+    """Whether the reply shows its steps."""
+    is_chat: bool
+    """Whether it is written in ChatML."""
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """A tokenized training line: the prompt's ids, then the reply's."""
 
@@ -80,7 +93,9 @@ def train(
     model: Qwen2ForCausalLM,
     tokenizer: Tokenizer,
     plan: SupervisedPlan,
+    *,
     rng: random.Random,
+    pool: Executor,
     on_step: Callable[[float], None],
 ) -> None:
     """Train the model in place, in float32.
@@ -93,6 +108,7 @@ def train(
         tokenizer: the demo's tokenizer.
         plan: data mixture and optimiser settings.
         rng: draws every problem; the only randomness here.
+        pool: threads for the gradient.
         on_step: called after each step with its loss (nats per weighted token).
     """
     optimizer = torch.optim.AdamW(
@@ -102,17 +118,21 @@ def train(
     for step in range(plan.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(plan, step)
-        examples = [_draw_example(rng, tokenizer, plan) for _ in range(plan.batch_size)]
-        optimizer.zero_grad(set_to_none=True)
-        loss = _accumulate_gradient(model, examples)
+        examples = [_example(tokenizer, line) for line in draw_batch(rng, plan)]
+        loss = set_gradient(model, _slices(examples), pool)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         on_step(loss)
     model.eval()
 
 
-def draw_lines(rng: random.Random, plan: SupervisedPlan, count: int) -> list[str]:
-    """Draw plain lines of a plan's mixture, to train the tokenizer on."""
+def draw_batch(rng: random.Random, plan: SupervisedPlan) -> list[Line]:
+    """Draw what one step trains on."""
+    return [_draw_line(rng, plan) for _ in range(plan.batch_size)]
+
+
+def draw_texts(rng: random.Random, plan: SupervisedPlan, count: int) -> list[str]:
+    """Draw plain text of a plan's mixture, to train the tokenizer on."""
     problems = [_draw(rng, plan) for _ in range(count)]
     return [f"{p.question}\n{response(p, is_worked=_is_worked(rng, plan, p))}" for p in problems]
 
@@ -136,40 +156,24 @@ def pad_examples(examples: Sequence[Example], prompt_weight: float) -> tuple[Ten
     return input_ids, weights
 
 
-def token_losses(model: Qwen2ForCausalLM, input_ids: Tensor) -> Tensor:
-    """Compute -log p of every token given those before it, in nats.
-
-    Args:
-        model: float32 model on the CPU.
-        input_ids: int64 [batch, length], padded on the right.
-
-    Returns:
-        float32 [batch, length], 0 in the first column.
-    """
-    logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1]
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none"
-    )
-    return functional.pad(losses.view(input_ids.shape[0], -1), (1, 0))
-
-
-def _accumulate_gradient(model: Qwen2ForCausalLM, examples: Sequence[Example]) -> float:
-    """Add one batch's gradient, in slices of similar length, and return the batch's mean loss.
+def _slices(examples: Sequence[Example]) -> list[tuple[Tensor, Tensor]]:
+    """Pad one batch in slices of similar length, the longest first, its weights adding up to 1.
 
     The slices change no number but save the padding: lines of 10 and of 80 tokens are mixed.
     """
-    ordered = sorted(examples, key=lambda e: len(e.prompt_ids) + len(e.reply_ids))
+    ordered = sorted(examples, key=lambda e: -len(e.prompt_ids) - len(e.reply_ids))
     padded = [
         pad_examples(ordered[begin : begin + SLICE_SIZE], PROMPT_WEIGHT)
         for begin in range(0, len(ordered), SLICE_SIZE)
     ]
     total_weight = float(sum(weights.sum() for _, weights in padded))
-    mean_loss = 0.0
-    for input_ids, weights in padded:
-        loss = (token_losses(model, input_ids) * weights).sum() / total_weight
-        loss.backward()  # type: ignore[no-untyped-call]
-        mean_loss += loss.item()
-    return mean_loss
+    return [(input_ids, weights / total_weight) for input_ids, weights in padded]
+
+
+def _draw_line(rng: random.Random, plan: SupervisedPlan) -> Line:
+    problem = _draw(rng, plan)
+    is_worked = _is_worked(rng, plan, problem)
+    return Line(problem, is_worked, is_chat=rng.random() < plan.chat_share)
 
 
 def _draw(rng: random.Random, plan: SupervisedPlan) -> Problem:
@@ -180,13 +184,12 @@ def _draw(rng: random.Random, plan: SupervisedPlan) -> Problem:
     return draw_problem(rng, family, rng.choice(plan.wordings), "train")
 
 
-def _draw_example(rng: random.Random, tokenizer: Tokenizer, plan: SupervisedPlan) -> Example:
-    problem = _draw(rng, plan)
-    reply = response(problem, is_worked=_is_worked(rng, plan, problem))
-    if rng.random() < plan.chat_share:
-        prompt, reply = chat_prompt(problem.question), reply + END_OF_TURN
+def _example(tokenizer: Tokenizer, line: Line) -> Example:
+    question, reply = line.problem.question, response(line.problem, is_worked=line.is_worked)
+    if line.is_chat:
+        prompt, reply = chat_prompt(question), reply + END_OF_TURN
     else:
-        prompt, reply = problem.question + "\n", reply + END_OF_TEXT
+        prompt, reply = question + "\n", reply + END_OF_TEXT
     return Example(tokenizer.encode(prompt).ids, tokenizer.encode(reply).ids)
 
 

@@ -5,10 +5,11 @@ whose folder is complete in --work is skipped:
 
     tokenizer > pretrain > midtrain (theta_0) > sft (theta_SFT) > grpo (theta_GRPO)
                                               > target (theta_target)
-    then evaluate, export (what is committed) and vector (theta_GRPO - theta_SFT)
+    then evaluate, export (target and donors, as committed) and vector (theta_GRPO - theta_SFT)
 
 This module holds the plan and the files. The subjects have modules of their own: `tasks`,
-`chat_tokenizer`, `supervised`, `grpo`, `sampling`, `evaluation`, `model_card`.
+`chat_tokenizer`, `supervised`, `grpo`, `gradients`, `sampling`, `vectors`, `evaluation`,
+`model_card`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import shutil
 import sys
 import time
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +34,10 @@ from chat_tokenizer import (
     save_tokenizer,
     train_tokenizer,
 )
-from evaluation import evaluate
+from evaluation import Models, evaluate
 from grpo import GrpoPlan
 from grpo import train as train_grpo
-from model_card import model_card
+from model_card import Training, model_card
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -46,7 +48,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from sampling import ask, score
-from supervised import SupervisedPlan, draw_lines
+from supervised import SupervisedPlan, draw_texts
 from supervised import train as train_supervised
 from tasks import REASONING_FAMILIES, Family, draw_distinct
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -61,12 +63,12 @@ HERE = Path(__file__).resolve().parent
 
 PLANS: dict[str, SupervisedPlan | GrpoPlan] = {
     "pretrain": SupervisedPlan(1400, 64, 3e-3, 50, ("S", "T"), 0.15, 0.0, 0.7),
-    "midtrain": SupervisedPlan(200, 64, 1e-3, 10, ("S", "T"), 0.15, 0.7, 0.7),
+    "midtrain": SupervisedPlan(400, 64, 1e-3, 10, ("S", "T"), 0.15, 0.7, 0.7),
     "sft": SupervisedPlan(60, 32, 2e-4, 5, ("S",), 0.10, 1.0, None),
     "target": SupervisedPlan(60, 32, 2e-4, 5, ("T",), 0.50, 1.0, None),
     "grpo": GrpoPlan(30, 18, 16, 1e-4, 1.0, "S"),
 }
-"""Steps, batch sizes, learning rates and mixtures, as tried on one thread of a CPU."""
+"""Steps, batch sizes, learning rates and mixtures."""
 
 STARTS_FROM = {"midtrain": "pretrain", "sft": "midtrain", "target": "midtrain", "grpo": "sft"}
 
@@ -74,6 +76,9 @@ STAGES = ("tokenizer", *PLANS, "evaluate", "export", "vector")
 
 BASE_THRESHOLDS: dict[Family, float] = {"chain": 0.75, "count": 0.6, "max": 0.6}
 """Accuracy, made to write its steps, below which theta_0 is not worth tuning."""
+
+EXPORTS = {"target": Path("target"), "sft": Path("donors/sft"), "grpo": Path("donors/grpo")}
+"""Stages whose checkpoints are committed, and where."""
 
 QUESTION_COUNT = 200
 
@@ -89,6 +94,8 @@ class Run:
     work: Path
     output: Path
     seed: int
+    pool: Executor
+    threads: int
     console: Console
 
     def folder(self, stage: str) -> Path:
@@ -102,16 +109,17 @@ class Run:
 
 def main() -> None:
     """Run every stage, or the one named by --only."""
-    arguments = _parse_arguments()
-    torch.set_num_threads(arguments.threads)
+    options = _parse_arguments()
+    torch.set_num_threads(1)  # the pool's threads do one slice each: see gradients.py
     disable_progress_bar()
-    run = Run(arguments.work, arguments.output, arguments.seed, Console())
-    stages = STAGES if arguments.only is None else (arguments.only,)
-    try:
-        for stage in stages:
-            _run_stage(run, stage)
-    except BaseNotLearnedError as error:
-        sys.exit(f"train.py: {error}")
+    stages = STAGES if options.only is None else (options.only,)
+    with ThreadPoolExecutor(options.threads) as pool:
+        run = Run(options.work, options.output, options.seed, pool, options.threads, Console())
+        try:
+            for stage in stages:
+                run_stage(run, stage)
+        except BaseNotLearnedError as error:
+            sys.exit(f"train.py: {error}")
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -123,13 +131,14 @@ def _parse_arguments() -> argparse.Namespace:
         default=HERE.parents[1] / "work" / "demo",
         help="checkpoints of the stages, not committed",
     )
-    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--threads", type=int, default=2, help="threads; no result depends on them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=STAGES, help="run this stage alone")
     return parser.parse_args()
 
 
-def _run_stage(run: Run, stage: str) -> None:
+def run_stage(run: Run, stage: str) -> None:
+    """Train a stage unless it is there, or do what comes after the training."""
     if stage in PLANS:
         if not _is_complete(run, stage):
             _train_stage(run, stage)
@@ -148,7 +157,8 @@ def _run_stage(run: Run, stage: str) -> None:
 def extract_vector(run: Run) -> None:
     """Store theta_GRPO - theta_SFT as `vector/` with the package's own `extract`, in bf16.
 
-    In bf16 because `results.json` is measured with v rounded so, and to be half the size.
+    From the exported donors, so that anyone who has them can repeat it. In bf16 because
+    `results.json` is measured with v rounded so, and to be half the size.
     """
     # Only this stage needs the package: the training runs without it.
     from vllm_rvec.vector.extract import extract  # noqa: PLC0415
@@ -156,7 +166,8 @@ def extract_vector(run: Run) -> None:
     output = run.output / "vector"
     if output.exists():
         shutil.rmtree(output)
-    extract(tuned=run.folder("grpo"), base=run.folder("sft"), output=output, dtype="bfloat16")
+    tuned, base = (run.output / EXPORTS[stage] for stage in ("grpo", "sft"))
+    extract(tuned=tuned, base=base, output=output, dtype="bfloat16")
 
 
 def _make_tokenizer(run: Run) -> None:
@@ -166,7 +177,7 @@ def _make_tokenizer(run: Run) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     plan = PLANS["pretrain"]
     assert isinstance(plan, SupervisedPlan)
-    save_tokenizer(train_tokenizer(draw_lines(run.rng("tokenizer"), plan, 8000)), folder)
+    save_tokenizer(train_tokenizer(draw_texts(run.rng("tokenizer"), plan, 8000)), folder)
 
 
 def _train_stage(run: Run, stage: str) -> None:
@@ -186,17 +197,18 @@ def _train_stage(run: Run, stage: str) -> None:
             if len(figures) % max(1, plan.steps // 10) == 0:
                 progress.console.print(f"{stage} step {len(figures)} {name} {figure:.3f}")
 
+        rng = run.rng(stage)
         if isinstance(plan, SupervisedPlan):
-            train_supervised(model, tokenizer, plan, run.rng(stage), on_step)
+            train_supervised(model, tokenizer, plan, rng=rng, pool=run.pool, on_step=on_step)
         else:
-            train_grpo(model, tokenizer, plan, run.rng(stage), on_step)
+            train_grpo(model, tokenizer, plan, rng=rng, pool=run.pool, on_step=on_step)
     _save_model(model, tokenizer, run.folder(stage))
     record = {
         "stage": stage,
         "seed": run.seed,
         "plan": asdict(plan),
         "train_seconds": round(time.perf_counter() - begin, 1),
-        "torch_threads": torch.get_num_threads(),
+        "threads": run.threads,
         "figures": [round(figure, 4) for figure in figures],
     }
     _write_json(run.folder(stage) / "stage.json", record)
@@ -204,11 +216,11 @@ def _train_stage(run: Run, stage: str) -> None:
 
 def _check_base(run: Run) -> None:
     """Fail unless theta_0, made to write its steps, solves each reasoning family."""
-    tokenizer, model = load_tokenizer(run.folder("tokenizer")), _load(run.folder("midtrain"))
+    tokenizer, model = load_tokenizer(run.folder("tokenizer")), load_model(run.folder("midtrain"))
     found: dict[Family, float] = {}
     for family in REASONING_FAMILIES:
         problems = draw_distinct(run.rng(f"check {family}"), [family], "S", "held_out", 128)
-        replies = ask(model, tokenizer, problems, is_forced_to_work=True)
+        replies = ask(model, tokenizer, problems, pool=run.pool, is_forced_to_work=True)
         grades = [score(reply, problem) for reply, problem in zip(replies, problems, strict=True)]
         found[family] = sum(grades) / len(grades)
     run.console.print("theta_0, made to write its steps:", found)
@@ -221,40 +233,39 @@ def _check_base(run: Run) -> None:
 
 
 def _evaluate(run: Run) -> None:
-    """Measure target + alpha * v; write `results.json` and the target's model card."""
+    """Measure target + alpha * v; write `results.json`."""
     tokenizer = load_tokenizer(run.folder("tokenizer"))
-    target, tuned, base = (_load(run.folder(s)) for s in ("target", "grpo", "sft"))
+    target, tuned, base = (load_model(run.folder(s)) for s in ("target", "grpo", "sft"))
     evaluation = evaluate(
-        target, tuned, base, tokenizer=tokenizer, seed=run.seed, console=run.console
+        Models(target, tuned, base, tokenizer), seed=run.seed, pool=run.pool, console=run.console
     )
     records = {stage: _read_json(run.folder(stage) / "stage.json") for stage in PLANS}
-    seconds = {stage: float(record["train_seconds"]) for stage, record in records.items()}
-    threads = int(records["pretrain"]["torch_threads"])
-    training = {"seed": run.seed, "torch_threads": threads, "train_seconds": seconds}
-    (run.output / "target").mkdir(parents=True, exist_ok=True)
-    _write_json(run.output / "results.json", {**asdict(evaluation), "training": training})
-    card = model_card(
-        evaluation,
-        parameters=sum(parameter.numel() for parameter in target.parameters()),
+    training = Training(
         seed=run.seed,
-        seconds=sum(seconds.values()),
-        threads=threads,
+        threads=int(records["pretrain"]["threads"]),
+        parameters=sum(parameter.numel() for parameter in target.parameters()),
+        train_seconds={stage: float(record["train_seconds"]) for stage, record in records.items()},
+        plans={stage: asdict(plan) for stage, plan in PLANS.items()},
     )
-    (run.output / "target" / "README.md").write_text(card, encoding="utf-8")
+    run.output.mkdir(parents=True, exist_ok=True)
+    _write_json(run.output / "results.json", {**asdict(evaluation), "training": asdict(training)})
 
 
 def _export(run: Run) -> None:
-    """Copy the target and write the questions that a later test asks the served model."""
-    target = run.output / "target"
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    ):
-        shutil.copyfile(run.folder("target") / name, target / name)
+    """Copy target and donors with their cards, and write questions for your own client."""
+    results = _read_json(run.output / "results.json")
+    for stage, place in EXPORTS.items():
+        folder = run.output / place
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ):
+            shutil.copyfile(run.folder(stage) / name, folder / name)
+        (folder / "README.md").write_text(model_card(stage, results), encoding="utf-8")
     problems = draw_distinct(run.rng("questions"), ["chain"], "T", "held_out", QUESTION_COUNT)
     lines = [json.dumps({"question": p.question, "answer": p.answer}) for p in problems]
     path = run.output / "questions.jsonl"
@@ -263,7 +274,7 @@ def _export(run: Run) -> None:
 
 def _initial_model(run: Run, tokenizer: Tokenizer, stage: str) -> Qwen2ForCausalLM:
     if stage in STARTS_FROM:
-        return _load(run.folder(STARTS_FROM[stage]))
+        return load_model(run.folder(STARTS_FROM[stage]))
     torch.manual_seed(run.seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
@@ -295,7 +306,7 @@ def _save_model(model: Qwen2ForCausalLM, tokenizer: Tokenizer, folder: Path) -> 
     save_tokenizer(tokenizer, folder)
 
 
-def _load(folder: Path) -> Qwen2ForCausalLM:
+def load_model(folder: Path) -> Qwen2ForCausalLM:
     """Read a stage's bf16 weights into a float32 model."""
     model = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(model, Qwen2ForCausalLM)
