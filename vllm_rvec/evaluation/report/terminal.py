@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 __all__ = ["print_table"]
 
-COLUMNS = ("accuracy", "95 %", "against base", "p", "tokens", "cut off", "no answer")
+COLUMNS = ("right", "95 %", "against base", "p", "tokens", "cut\noff", "no\nanswer")
 
 NOTE = (
-    "Tokens: mean of an answer. p: of the vector's arms, adjusted for the number of alphas (Holm)."
+    "right: share of answers; tokens: mean of an answer; "
+    "p: of the vector's arms, adjusted for the number of alphas (Holm)."
 )
 
 MAX_NAME = 40
@@ -47,7 +48,9 @@ def print_table(results: SweepResults, console: Console) -> None:
 
 def _table(results: SweepResults, scope: Scope) -> RichTable:
     title = Text(printable(scope.label)[:MAX_NAME])
-    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD)
+    # Eighty columns are enough for names such as `v@0.75+prompt`.
+    table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 1, 0, 0)
     table.add_column("arm", no_wrap=True)
     for column in COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
