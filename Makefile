@@ -34,6 +34,9 @@ demo: setup ## Serve the demo's base and enhanced models
 demo-train: setup ## Train the demo's model again (about 10 minutes)
 	$(BIN)/python examples/reasoning_in_miniature/train.py
 
+demo-sweep: setup ## Make the README's table again, on real engines (about 10 minutes)
+	$(BIN)/python examples/reasoning_in_miniature/served.py
+
 test: setup ## The whole suite, with real engines
 	$(BIN)/python -m tests
 

@@ -175,6 +175,36 @@ def test_task_files_are_what_their_script_writes() -> None:
         assert [json.loads(line) for line in text.splitlines()] == lines
 
 
+def test_the_served_table_is_what_was_served() -> None:
+    """served.md is served.json in words, one row for each arm and every task."""
+    served = miniature_module("served")
+    table = json.loads((MINIATURE / "served.json").read_text(encoding="utf-8"))
+    assert served.served_table(table) == (MINIATURE / "served.md").read_text(encoding="utf-8")
+    assert [arm["arm"] for arm in table["arms"]] == list(served.ROWS)
+
+
+@pytest.mark.parametrize(
+    ("served_arm", "arm"),
+    [
+        ("-v", "alpha -1"),
+        ("v@-0.5", "alpha -0.5"),
+        ("base", "alpha 0"),
+        ("v@0.5", "alpha 0.5"),
+        ("v@1", "alpha 1"),
+        ("v@1.5", "alpha 1.5"),
+    ],
+)
+def test_engines_answer_as_transformers_do(served_arm: str, arm: str) -> None:
+    """Each figure of results.json is within the interval of the served one."""
+    table = json.loads((MINIATURE / "served.json").read_text(encoding="utf-8"))
+    (served,) = (one["accuracy"] for one in table["arms"] if one["arm"] == served_arm)
+    (measured,) = (one["accuracy"] for one in RESULTS["arms"] if one["name"] == arm)
+    for group, accuracy in measured.items():
+        low, high = served[group]["interval_95"]
+        assert low <= accuracy["accuracy"] <= high
+        assert served[group]["answers"] == accuracy["asked"]
+
+
 GROUPS = dict(evaluation.GROUPS)
 TINY = {"steps": 2, "batch_size": 4, "prompts_per_step": 3, "samples_per_prompt": 4}
 
