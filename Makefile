@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit lm-eval parity demo-train \
+.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit lm-eval parity demo-train demo-sweep \
 	bench-router lock clean
 
 help: ## Show this list
