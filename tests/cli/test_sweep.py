@@ -169,6 +169,16 @@ def test_more_is_asked_where_more_is_wanted(server: StandIn, task: Path, tmp_pat
     assert "task says: another digest" in refused.stderr
 
 
+def test_a_folder_without_an_answer_holds_no_sweep(
+    server: StandIn, task: Path, tmp_path: Path
+) -> None:
+    """As an engine leaves it that did not start: other flags may be tried at once."""
+    out = tmp_path / "out"
+    assert sweep(*basics(server, task, out)).returncode == 0
+    (out / "answers.jsonl").write_bytes(b"")
+    assert sweep(*basics(server, task, out), "--seed", 1).returncode == 0
+
+
 def test_the_report_is_written_again_without_asking(
     server: StandIn, task: Path, tmp_path: Path
 ) -> None:

@@ -153,10 +153,12 @@ class Sweep:
             raise ConfigError("there is nothing to compare with: no base", why=why)
         run = Run.now(command=command, versions=_versions(), endpoint=config.endpoint)
         record = _record(config, tasks, plan, subject, run)
-        if (kept := read_record(config.folder)) is not None:
+        answers = read_answers(config.folder)
+        # Where nothing was answered, say because the engine did not start, nothing has to match.
+        if answers and (kept := read_record(config.folder)) is not None:
             record = record.continuing(kept)
         record.write(config.folder)
-        known = _asked_now(read_answers(config.folder), plan.arms, tasks)
+        known = _asked_now(answers, plan.arms, tasks)
         return cls(config, tasks, plan, record, known)
 
     @property
