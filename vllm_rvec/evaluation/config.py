@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +26,7 @@ from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.tasks import TaskSpec
 from vllm_rvec.vector.compatibility.structure import Vocabulary
 from vllm_rvec.vector.dial_settings import refuse_bool
-from vllm_rvec.vector.settings_file import beside, problems_of, read_settings
+from vllm_rvec.vector.settings_file import beside, check_address, problems_of, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,25 +35,6 @@ __all__ = ["KEY_VARIABLE", "SweepConfig", "load_sweep_config"]
 
 KEY_VARIABLE = "VLLM_RVEC_API_KEY"
 """Where the key is looked for that an address asks for, unless another variable is named."""
-
-
-def _check_url(url: str) -> str:
-    if not _is_address(url):
-        msg = "should be http://HOST:PORT or https://HOST:PORT, without a key in it"
-        raise ValueError(msg)
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _is_address(url: str) -> bool:
-    if not url.startswith(("http://", "https://")) or not url.isprintable():
-        return False
-    if any(mark in url for mark in "@?# "):
-        return False
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
 
 
 def _as_spec(value: object) -> object:
@@ -102,7 +82,7 @@ class SweepConfig(BaseModel):
     limit: Positive | None = None
     """How many problems of each task are asked; a larger limit later only adds some."""
 
-    endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
+    endpoint: Annotated[str, AfterValidator(check_address)] | None = None
     """Where variants are served already; without it, an engine is started for the sweep."""
 
     api_key_env: Text = KEY_VARIABLE

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -26,7 +25,7 @@ from vllm_rvec.router.shadow import ShadowConfig
 from vllm_rvec.router.upstreams import Upstream
 from vllm_rvec.vector.dial import DEFAULT_RANGE, Dial
 from vllm_rvec.vector.dial_settings import Range, VariantAlpha, alphas_of
-from vllm_rvec.vector.settings_file import problems_of, read_settings
+from vllm_rvec.vector.settings_file import check_address, problems_of, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,25 +74,6 @@ def _as_alias(value: object) -> object:
     return {"split": {value: 1.0}} if isinstance(value, str) else value
 
 
-def _check_url(url: str) -> str:
-    if not _is_address(url):
-        msg = "should be http://HOST:PORT or https://HOST:PORT, without a key in it"
-        raise ValueError(msg)
-    return url.rstrip("/").removesuffix("/v1")
-
-
-def _is_address(url: str) -> bool:
-    if not url.startswith(("http://", "https://")) or not url.isprintable():
-        return False
-    if any(mark in url for mark in "@?# "):
-        return False
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
 Name = Annotated[str, AfterValidator(_check_name)]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -102,7 +82,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class UpstreamConfig(Settings):
     """An engine that runs elsewhere."""
 
-    url: Annotated[str, AfterValidator(_check_url)]
+    url: Annotated[str, AfterValidator(check_address)]
     """Where it answers: `http://10.0.0.7:8000`."""
 
     api_key_env: Annotated[str, Field(min_length=1)] | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeGuard, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel
@@ -22,13 +23,33 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
-__all__ = ["beside", "problems_of", "read_settings"]
+__all__ = ["beside", "check_address", "problems_of", "read_settings"]
 
 INT_TAG = "tag:yaml.org,2002:int"
 FLOAT_TAG = "tag:yaml.org,2002:float"
 
 CONTAINERS = (dict, Mapping, list, tuple, Sequence)
 """What holds further settings by a key or a number."""
+
+
+def check_address(url: str) -> str:
+    """Let a server's address through, without a slash or `/v1` at its end; for pydantic."""
+    if not _is_address(url):
+        msg = "should be http://HOST:PORT or https://HOST:PORT, without a key in it"
+        raise ValueError(msg)
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _is_address(url: str) -> bool:
+    if not url.startswith(("http://", "https://")) or not url.isprintable():
+        return False
+    if any(mark in url for mark in "@?# "):
+        return False
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def read_settings(path: Path) -> dict[str, object]:
