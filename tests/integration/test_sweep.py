@@ -95,7 +95,6 @@ def test_a_served_dial_is_swept(served: Path) -> None:
     assert len(base) == PROBLEMS
 
 
-@pytest.mark.timeout(600)  # two engines start, one after the other
 def test_a_killed_engine_ends_it_and_another_run_finishes_it(
     served: Path, config: Path, tmp_path: Path
 ) -> None:
