@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,14 @@ def test_alerts_say_what_is_and_what_to_do() -> None:
         if "alert" in rule:
             assert rule["labels"]["severity"] in {"critical", "warning"}
             assert set(rule["annotations"]) == {"summary", "description"}
+
+
+def test_each_alert_is_explained() -> None:
+    """In the folder's README, and no other is."""
+    explained = re.findall(
+        r"^\| `(Rvec\w+)` \|", (MONITORING / "README.md").read_text(), re.MULTILINE
+    )
+    assert explained == [rule["alert"] for rule in RULES if "alert" in rule]
 
 
 def test_dashboard_queries_are_promql(tmp_path: Path) -> None:
