@@ -90,6 +90,15 @@ def test_pods_are_restricted(pod: str) -> None:
     assert [mount["readOnly"] for mount in weights] == [True]
 
 
+def test_pods_are_kubernetes_own(tmp_path: Path) -> None:
+    """Strictly by its schemas, which don't know the kind around them."""
+    for name, spec in pods().items():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(pod))
+    done = run_tool("kubernetes-validate", "--strict", *sorted(tmp_path.iterdir()))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_each_replica_finds_a_gpu() -> None:
     """As many workers as variants have replicas at least, at one GPU each."""
     (group,) = read("rayservice.yaml")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
