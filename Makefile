@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE ?= 1
 MERGEKIT_ENV ?= .venv-mergekit
 MERGEKIT_MADE := $(if $(filter .venv-mergekit,$(MERGEKIT_ENV)),.venv-mergekit/.made)
 
-.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit lm-eval parity demo-train demo-sweep \
+.PHONY: help setup demo test test-fast lint format bench bench-dial bench-gpu bench-paper bench-merge profile mergekit lm-eval ray parity demo-train demo-sweep \
 	bench-router lock clean
 
 help: ## Show this list
@@ -90,6 +90,17 @@ $(ROUTERS): .venv-%/.made: requirements/%.txt
 parity: setup $(MERGEKIT_MADE) ## Our merge beside mergekit's, bit by bit
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m pytest tests/parity -rP --show-capture=stdout
 
+ray: setup .venv-ray/.made ## Make Ray's own environment, to run deploy/ray in a test
+
+# On top of .venv, which has vLLM: ray[llm] pins another one.
+.venv-ray/.made: requirements/ray.txt .venv/.made
+	$(PYTHON) -m venv .venv-ray
+	@echo '*' > .venv-ray/.gitignore
+	.venv-ray/bin/pip install --disable-pip-version-check --quiet --no-deps --only-binary :all: -r requirements/ray.txt
+	@printf '%s\n' "$(CURDIR)/.venv/lib/python3.11/site-packages" "$(CURDIR)" \
+		> .venv-ray/lib/python3.11/site-packages/lock.pth
+	@touch $@
+
 # Options for the benchmarks, as BENCH="--tiny --repeats 2".
 BENCH ?=
 
@@ -121,4 +132,4 @@ lock: setup ## Resolve the locks under requirements/ again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again
-	rm -rf .venv .venv-deploy .venv-mergekit .venv-vllm-router .venv-litellm .venv-lm-eval .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-deploy .venv-mergekit .venv-vllm-router .venv-litellm .venv-lm-eval .venv-ray .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

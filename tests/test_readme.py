@@ -42,6 +42,7 @@ DOCUMENTS = [
     ROOT / ".github" / "CONTRIBUTING.md",
     MINIATURE / "README.md",
     MINIATURE / "target" / "README.md",
+    *sorted((ROOT / "deploy").rglob("README.md")),
 ]
 
 
