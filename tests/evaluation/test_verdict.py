@@ -16,10 +16,12 @@ from tests.evaluation.simulation import (
     VECTORS,
     Truth,
     answers_of,
+    arm,
     sweep,
     task,
 )
 from vllm_rvec.evaluation.analysis import analyse
+from vllm_rvec.evaluation.records import ArmKind
 
 if TYPE_CHECKING:
     from vllm_rvec.evaluation.records import Arm
@@ -40,6 +42,12 @@ def test_a_gain_that_beats_every_control_is_recommended() -> None:
     assert found.text.startswith("Use alpha 0.5: +")
     for said in ("against base on 200 held-out problems", "against base+prompt", "random@1"):
         assert said in found.text
+
+
+def test_an_alpha_is_said_in_all_its_digits() -> None:
+    """Rounded, it would be one that nobody tried."""
+    found = verdict({BASE: Truth(), arm(ArmKind.VECTOR, 0.12345678): GAIN})
+    assert found.text.startswith("Use alpha 0.12345678: +")
 
 
 def test_a_gain_that_a_prompt_makes_too_is_not_recommended() -> None:

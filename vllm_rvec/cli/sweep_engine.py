@@ -32,6 +32,7 @@ from vllm_rvec.serve import (
 )
 from vllm_rvec.serve.flags import as_arguments
 from vllm_rvec.serve.mode import Mode
+from vllm_rvec.vector.alpha import alpha_text
 
 __all__ = ["OwnEngine", "engine_running"]
 
@@ -108,7 +109,7 @@ class OwnEngine:
             except AlphaChangeFailedError as exc:
                 if tries == CHANGES_IN_A_ROW:
                     raise
-                logger.warning("alpha %g: %s; trying again", alpha, exc.what)
+                logger.warning("alpha %s: %s; trying again", alpha_text(alpha), exc.what)
                 self._ready.clear()
         self.variants.describe(variant, VariantFacts(alpha, self._vector))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import BeforeValidator
 
-from vllm_rvec.vector.alpha import alpha_problem
+from vllm_rvec.vector.alpha import alpha_problem, alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,7 +71,7 @@ def _checked(alphas: Sequence[float]) -> tuple[float, ...]:
             msg = f"{alpha} {problem}"
             raise ValueError(msg)
     if twice := sorted({alpha for alpha in alphas if alphas.count(alpha) > 1}):
-        msg = f"{', '.join(f'{alpha:g}' for alpha in twice)} is there twice"
+        msg = f"{', '.join(map(alpha_text, twice))} is there twice"
         raise ValueError(msg)
     return tuple(alpha + 0.0 for alpha in alphas)  # -0.0 is 0.0
 

@@ -13,7 +13,8 @@ from vllm_rvec.evaluation.confirming import choose
 from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.results import Finding, Scope
 from vllm_rvec.evaluation.statistics import holm, paired_interval
-from vllm_rvec.evaluation.wording import alpha_text, difference, share, times
+from vllm_rvec.evaluation.wording import difference, share, times
+from vllm_rvec.vector.alpha import alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from vllm_rvec.evaluation.confirming import choose
 from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.results import Finding, Scope, Verdict
-from vllm_rvec.evaluation.wording import alpha_text, difference, p_text, points
+from vllm_rvec.evaluation.wording import difference, p_text, points
+from vllm_rvec.vector.alpha import alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from vllm_rvec.evaluation.results import Comparison
     from vllm_rvec.intervals import Interval
 
-__all__ = ["alpha_text", "between", "difference", "p_number", "p_text", "points", "share", "times"]
+__all__ = ["between", "difference", "p_number", "p_text", "points", "share", "times"]
 
 
 def points(value: float) -> str:
@@ -56,12 +56,3 @@ def p_text(p_value: float) -> str:
     """
     number = p_number(p_value)
     return f"p {number}" if number.startswith("<") else f"p = {number}"
-
-
-def alpha_text(alpha: float) -> str:
-    """An alpha as people write it.
-
-    >>> alpha_text(0.5), alpha_text(-1.0)
-    ('0.5', '-1')
-    """
-    return f"{alpha:g}"

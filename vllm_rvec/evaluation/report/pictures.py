@@ -17,7 +17,8 @@ from vllm_rvec.evaluation.report.svg import (
     interval_chart,
     line_chart,
 )
-from vllm_rvec.evaluation.wording import alpha_text, difference, share
+from vllm_rvec.evaluation.wording import difference, share
+from vllm_rvec.vector.alpha import alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vllm_rvec.evaluation.results import Scope
 from vllm_rvec.evaluation.statistics import holm
-from vllm_rvec.evaluation.wording import alpha_text, p_number, points, share
+from vllm_rvec.evaluation.wording import p_number, points, share
+from vllm_rvec.vector.alpha import alpha_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
