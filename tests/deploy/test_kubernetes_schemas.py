@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from tests.deploy.copies import OVERLAY, copies
 from tests.deploy.custom_kinds import CUSTOM, KINDS
-from tests.deploy.rendered import KUBERNETES, TARGETS, objects, pods, rendered_text
+from tests.deploy.prometheus_rule import FILE, prometheus_rule
+from tests.deploy.rendered import KUBERNETES, TARGETS, named, objects, pods, rendered_text
 from tests.deploy.tools import DEPLOY, run_tool
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def test_files_are_written_alike() -> None:
 
 
 def test_the_monitoring_overlay_has_the_rules_and_the_dashboard() -> None:
-    """Those of deploy/monitoring, to the letter: else run `python -m tests.deploy.copies`."""
-    found = {name: (OVERLAY / name).read_text() for name in copies()}
-    assert found == copies()
-    (rule,) = [o for o in objects("overlays/monitoring") if o["kind"] == "PrometheusRule"]
+    """Those of deploy/monitoring, to the letter: else `python -m tests.deploy.prometheus_rule`."""
+    assert FILE.read_text() == prometheus_rule()
+    rule = named("overlays/monitoring", "PrometheusRule", "vllm-rvec")
     assert rule["spec"] == yaml.safe_load((DEPLOY / "monitoring" / "rules.yaml").read_text())
+    shown = named("overlays/monitoring", "ConfigMap", "dashboard")["data"]
+    assert shown == {"dashboard.json": (DEPLOY / "monitoring" / "dashboard.json").read_text()}
