@@ -8,31 +8,23 @@ which variant is better is `results`'.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-)
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
+from vllm_rvec.router.telemetry.families import Histograms, Numbers
 from vllm_rvec.router.telemetry.latencies import (
     INTER_TOKEN_BUCKETS,
     REQUEST_BUCKETS,
     TIME_TO_FIRST_TOKEN_BUCKETS,
-    Latencies,
 )
 from vllm_rvec.router.telemetry.observation import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-
-    from prometheus_client import Metric
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from vllm_rvec.router.assignment import Reason
     from vllm_rvec.router.telemetry.observation import Observation
@@ -51,7 +43,7 @@ BY_REQUEST = ("variant", "alias", "reason")
 
 STATUS_CLASSES = {n: f"{n}xx" for n in range(1, 6)}
 
-ChildT = TypeVar("ChildT")
+FamilyT = TypeVar("FamilyT", bound="Numbers | Histograms")
 
 
 class ErrorKind(StrEnum):
@@ -108,7 +100,7 @@ class Metrics:
         self._registry = CollectorRegistry() if registry is None else registry
         self._variants: frozenset[str] = frozenset()
         self._aliases: frozenset[str] = frozenset()
-        self._families: list[_Counts | _Children[Gauge] | _Histograms] = []
+        self._families: list[Numbers | Histograms] = []
         self._make_request_metrics()
         self._make_traffic_metrics()
         self._make_configuration_metrics()
@@ -145,9 +137,7 @@ class Metrics:
         )
 
     def _make_traffic_metrics(self) -> None:
-        self._in_flight = self._counts(
-            GaugeMetricFamily, "requests_in_flight", "Requests under way.", ("variant",)
-        )
+        self._in_flight = self._gauge("requests_in_flight", "Requests under way.", ("variant",))
         self._shadows = self._counter(
             "shadow_requests_total",
             "Copies for a shadow variant, by what became of them.",
@@ -164,10 +154,8 @@ class Metrics:
         )
 
     def _make_configuration_metrics(self) -> None:
-        self._generation = Gauge(
-            f"{PREFIX}configuration_generation",
-            "How often the configuration has been set.",
-            registry=self._registry,
+        self._generation = self._gauge(
+            "configuration_generation", "How often the configuration has been set."
         )
         self._reloads = self._counter(
             "configuration_reloads_total", "Reloads of the configuration.", ("result",)
@@ -176,10 +164,8 @@ class Metrics:
             "configured_weight", "A variant's share of an alias, of 1.", ("alias", "variant")
         )
         self._dropped_seen = 0
-        self._results_dropped = Counter(
-            f"{PREFIX}results_dropped_total",
-            "Exposures that were not kept.",
-            registry=self._registry,
+        self._results_dropped = self._counter(
+            "results_dropped_total", "Exposures that were not kept."
         )
 
     def allow(
@@ -279,7 +265,7 @@ class Metrics:
         Args:
             total: Since the start; it only grows.
         """
-        self._results_dropped.inc(max(0, total - self._dropped_seen))
+        self._results_dropped.child().inc(max(0, total - self._dropped_seen))
         self._dropped_seen = total
 
     def record_reload(self, *, is_ok: bool) -> None:
@@ -288,7 +274,7 @@ class Metrics:
 
     def set_generation(self, generation: int) -> None:
         """Note how often the configuration has been set."""
-        self._generation.set(generation)
+        self._generation.child().set(generation)
 
     def set_upstream(self, variant: str, upstream: str, *, is_up: bool) -> None:
         """Note whether an upstream can answer.
@@ -326,11 +312,10 @@ class Metrics:
             The body and its `Content-Type`.
         """
         # prometheus_client's own choice by `Accept` fails on versions that are none.
-        registry = _WithoutCreated(self._registry)
         if "application/openmetrics-text" in accept:
-            body: bytes = openmetrics.generate_latest(registry)  # type: ignore[no-untyped-call]
+            body: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def _variant(self, name: str | None) -> str:
         return _bounded(name, self._variants)
@@ -352,28 +337,16 @@ class Metrics:
                 return False
         return True
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> _Counts:
-        return self._counts(CounterMetricFamily, name, text, labels)
+    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Numbers:
+        return self._registered(Numbers(CounterMetricFamily, PREFIX + name, text, labels))
 
-    def _counts(
-        self,
-        kind: type[CounterMetricFamily | GaugeMetricFamily],
-        name: str,
-        text: str,
-        labels: tuple[str, ...],
-    ) -> _Counts:
-        family = _Counts(kind, PREFIX + name, text, labels)
-        self._registry.register(family)
-        self._families.append(family)
-        return family
+    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Numbers:
+        return self._registered(Numbers(GaugeMetricFamily, PREFIX + name, text, labels))
 
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> _Children[Gauge]:
-        metric = Gauge(PREFIX + name, text, labels, registry=self._registry)
-        self._families.append(family := _Children(labels, metric.labels, metric.remove))
-        return family
+    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> Histograms:
+        return self._registered(Histograms(PREFIX + name, text, BY_REQUEST, bounds))
 
-    def _histogram(self, name: str, text: str, bounds: Sequence[float]) -> _Histograms:
-        family = _Histograms(PREFIX + name, text, BY_REQUEST, bounds)
+    def _registered(self, family: FamilyT) -> FamilyT:
         self._registry.register(family)
         self._families.append(family)
         return family
@@ -387,116 +360,6 @@ def error_kind(seen: Observation) -> ErrorKind | None:
     if seen.outcome is Outcome.BROKEN:
         return ErrorKind.BROKEN_STREAM
     return ErrorKind.IN_STREAM if seen.has_error_event else None
-
-
-class _Children(Generic[ChildT]):
-    """A metric's children by their labels' values: finding one by `labels()` is slow."""
-
-    def __init__(
-        self,
-        labels: Sequence[str],
-        make: Callable[..., ChildT],
-        remove: Callable[..., None] | None = None,
-    ) -> None:
-        self._labels = labels
-        self._make = make
-        self._remove = remove
-        self._by_values: dict[tuple[str, ...], ChildT] = {}
-
-    def child(self, *values: str) -> ChildT:
-        """The one with these values; made where it isn't there."""
-        child = self._by_values.get(values)
-        if child is None:
-            child = self._by_values[values] = self._make(*values)
-        return child
-
-    def keep(self, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
-        """Remove all others."""
-        for values in list(self._by_values):
-            if is_kept(dict(zip(self._labels, values, strict=True))):
-                continue
-            del self._by_values[values]
-            if self._remove is not None:
-                self._remove(*values)
-
-
-class _Count:
-    """One number. Prometheus' own takes a lock, for threads that there are none of here."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def inc(self, by: int = 1) -> None:
-        self.value += by
-
-    def dec(self) -> None:
-        self.value -= 1
-
-
-class _Counts(_Children[_Count], Collector):
-    """The children of a counter, or of a gauge that counts."""
-
-    def __init__(
-        self,
-        kind: type[CounterMetricFamily | GaugeMetricFamily],
-        name: str,
-        text: str,
-        labels: Sequence[str],
-    ) -> None:
-        super().__init__(labels, lambda *_values: _Count())
-        self._kind = kind
-        self._name = name
-        self._text = text
-
-    def describe(self) -> Iterable[Metric]:
-        """The metric, without its samples."""
-        return [self._kind(self._name, self._text, labels=self._labels)]
-
-    def collect(self) -> Iterable[Metric]:
-        """The metric as it is now."""
-        family = self._kind(self._name, self._text, labels=self._labels)
-        for values, count in self._by_values.items():
-            family.add_metric(values, count.value)
-        return [family]
-
-
-class _Histograms(_Children[Latencies], Collector):
-    """A histogram that takes a whole stream's latencies at once."""
-
-    def __init__(
-        self, name: str, text: str, labels: Sequence[str], bounds: Sequence[float]
-    ) -> None:
-        super().__init__(labels, lambda *_values: Latencies(bounds))
-        self._name = name
-        self._text = text
-        self._ends = [*map(floatToGoString, bounds), "+Inf"]
-
-    def describe(self) -> Iterable[Metric]:
-        """The metric, without its samples."""
-        return [HistogramMetricFamily(self._name, self._text, labels=self._labels)]
-
-    def collect(self) -> Iterable[Metric]:
-        """The metric as it is now."""
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
-        for values, latencies in self._by_values.items():
-            buckets = list(zip(self._ends, latencies.cumulative(), strict=True))
-            family.add_metric(values, buckets, latencies.total_seconds)
-        return [family]
-
-
-class _WithoutCreated(Collector):
-    """A registry, less when each counter was made: that would double the counters' series."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterable[Metric]:
-        """What the registry has. Its metrics are made for this call, so they may be changed."""
-        for metric in self._registry.collect():
-            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            yield metric
 
 
 def _bounded(name: str | None, allowed: frozenset[str]) -> str:
