@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from multidict import CIMultiDict, CIMultiDictProxy
 
-__all__ = ["Answer", "Origin"]
+__all__ = ["TIMEOUT", "Answer", "Origin"]
 
 CONNECT_SECONDS = 5.0
 

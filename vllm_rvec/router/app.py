@@ -177,7 +177,7 @@ class App:
             response = _answer_error(request, exc)
             status = response.status
         finally:
-            record(self._services, request, request.exchange, status)
+            record(self._services, request, status)
         if not response.prepared:
             request.mark(response)
         return response

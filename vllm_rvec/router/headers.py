@@ -78,15 +78,13 @@ def request_headers(
         The client's headers in their order, repeated ones repeated.
     """
     passed = CIMultiDict(_without(headers, NOT_SENT))
-    if own:
-        for name, value in own.items():
-            if value is not None:
-                passed[name] = value
-            else:
-                passed.popall(name, None)
+    for name, value in (own or {}).items():
+        if value is not None:
+            passed[name] = value
+        else:
+            passed.popall(name, None)
     passed["X-Request-Id"] = request_id
-    if upstream.api_key is not None:
-        passed.update(bearer(upstream))
+    passed.update(bearer(upstream))
     return passed
 
 

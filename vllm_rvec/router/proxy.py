@@ -98,9 +98,9 @@ class Proxy:
         exchange.body = await _read_body(request)
         exchange.is_generating = path.is_generating
         if path.kind is Kind.OWNER:
-            return await self._forward_to_owner(request, exchange)
+            return await self._forward_to_owner(request)
         asked = self._read(path, request, exchange.body)
-        return await self._forward_to_variant(path, request, exchange, asked)
+        return await self._forward_to_variant(path, request, asked)
 
     async def aclose(self) -> None:
         """End what runs beside requests."""
@@ -108,12 +108,12 @@ class Proxy:
         await self._sender.aclose()
 
     async def _forward_to_variant(
-        self, path: ForwardedPath, request: Request, exchange: Exchange, asked: _Asked
+        self, path: ForwardedPath, request: Request, asked: _Asked
     ) -> web.StreamResponse:
-        wish = AlphaWish.of(asked.alpha, request.headers)
-        choice, pinned = self._choose(request, exchange, asked, wish)
+        exchange, wish = request.exchange, AlphaWish.of(asked.alpha, request.headers)
+        choice, pinned = self._choose(request, asked, wish)
         exchange.choice = choice
-        wanted = _Wanted(request, exchange, asked.model, wish, pinned)
+        wanted = _Wanted(request, asked.model, wish, pinned)
         held = Held()
         try:
             answer, upstream, choice = await self._reach(held, wanted, choice)
@@ -121,7 +121,7 @@ class Proxy:
                 owned = _OwnerNote(self._services.owners, choice.variant, upstream)
                 exchange.listeners.append(owned.hear)
             ticket = self._offer_copy(path, wanted, choice)
-            response = await relay(request, answer, exchange)
+            response = await relay(request, answer)
             _end_ticket(ticket, exchange)
             return response
         finally:
@@ -143,13 +143,14 @@ class Proxy:
         return names_there_are(names, self._variants.alpha_range)
 
     def _choose(
-        self, request: Request, exchange: Exchange, asked: _Asked, wish: AlphaWish | None
+        self, request: Request, asked: _Asked, wish: AlphaWish | None
     ) -> tuple[Choice, Upstream | None]:
         """Choose the variant, and the one upstream that can go on from an earlier response."""
         key = None
         if self._services.traffic.alias(asked.model) is not None:
-            client = exchange.client.name if exchange.client else None
-            key = sticky_key(request.headers, user_in(vars(asked)), client)
+            client = request.exchange.client
+            name = client.name if client else None
+            key = sticky_key(request.headers, user_in(vars(asked)), name)
         choice = self._services.traffic.choose(asked.model, wish, key)
         if not isinstance(asked.previous_response_id, str):
             return choice, None
@@ -173,19 +174,20 @@ class Proxy:
             if other is None or wanted.wish is not None or wanted.pinned is not None:
                 raise
             self._services.metrics.record_fallback(choice.variant, other)
-            alpha = wanted.exchange.alpha
+            exchange = wanted.request.exchange
+            alpha = exchange.alpha
             instead = replace(choice, variant=other, reason=Reason.FALLBACK)
             try:
                 return *await self._enter(held, wanted, instead), instead
             except STANDS_IN_FOR:
                 logger.info("%s can't stand in for %s either", other, choice.variant)
-                wanted.exchange.choice, wanted.exchange.alpha = choice, alpha
+                exchange.choice, exchange.alpha = choice, alpha
             raise  # what the client asked for is what it is told about
 
     async def _enter(self, held: Held, wanted: _Wanted, choice: Choice) -> tuple[Answer, Upstream]:
         """Get an answer from a variant; what it holds meanwhile stays held."""
-        exchange, earlier = wanted.exchange, len(held)
-        exchange.choice = choice
+        earlier = len(held)
+        wanted.request.exchange.choice = choice
         try:
             held.add(self._services.traffic.limit(choice.variant).take())
             held.add(self._services.metrics.under_way(choice.variant))
@@ -198,7 +200,7 @@ class Proxy:
 
     def _message(self, wanted: _Wanted, variant: str) -> Message:
         """What a variant is sent: the request, and its alphas."""
-        request, exchange = wanted.request, wanted.exchange
+        request, exchange = wanted.request, wanted.request.exchange
         # They can't change while this request is under way; while it waited, they could.
         if wanted.wish is not None:
             _check_wish(wanted.wish, self._variants, variant)
@@ -219,8 +221,9 @@ class Proxy:
             ),
         )
 
-    async def _forward_to_owner(self, request: Request, exchange: Exchange) -> web.StreamResponse:
+    async def _forward_to_owner(self, request: Request) -> web.StreamResponse:
         """Ask for a stored response where it is; of one that nobody knows, everywhere."""
+        exchange = request.exchange
         response_id = request.match_info["response_id"]
         if not SAFE_ID.fullmatch(response_id):
             raise RequestRefusedError(404, "There is no such response.", code="not_found")
@@ -249,7 +252,7 @@ class Proxy:
             try:
                 is_told = answer.status < 500 and answer.status != 404
                 if known or is_told or (is_sure and upstream == candidates[-1]):
-                    return await relay(request, answer, exchange)
+                    return await relay(request, answer)
                 is_sure = is_sure and answer.status == 404
             finally:
                 self._sender.let_go(upstream, answer)
@@ -265,7 +268,7 @@ class Proxy:
             return None
         if not path.is_generating or choice.variant == alias.shadow.variant:
             return None
-        exchange, request = wanted.exchange, wanted.request
+        request, exchange = wanted.request, wanted.request.exchange
         copied = ShadowRequest(
             exchange.request_id,
             choice.variant,
@@ -311,7 +314,6 @@ class _Wanted:
     """A request for a variant, read."""
 
     request: Request
-    exchange: Exchange
     model: str
     """As the body names it."""
     wish: AlphaWish | None

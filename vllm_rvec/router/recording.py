@@ -22,33 +22,33 @@ CLIENT_GONE = 499
 """nginx's status for the log when the client left before the answer; no client ever sees it."""
 
 
-def record(services: Services, request: Request, exchange: Exchange, status: int | None) -> None:
+def record(services: Services, request: Request, status: int | None) -> None:
     """Note a request that has ended.
 
     Args:
         services: Where to.
         request: It.
-        exchange: What is known of it.
         status: The answer's HTTP status; None where the client left before it began.
     """
+    exchange = request.exchange
     seconds = time.perf_counter() - exchange.started
     if services.access_log is not None:
-        services.access_log.write(_access_record(request, exchange, status, seconds))
+        services.access_log.write(_access_record(request, status, seconds))
     else:
-        _log(request, exchange, status, seconds)
+        _log(request, status, seconds)
     _count(services, exchange, status)
     if services.results is not None and exchange.is_generating:
         _expose(services, exchange, seconds)
 
 
-def _log(request: Request, exchange: Exchange, status: int | None, seconds: float) -> None:
+def _log(request: Request, status: int | None, seconds: float) -> None:
     """One line for people, where there is no access log."""
     logger.info(
         "%s %s %s %d %.1f ms",
         request.method,
         # The raw path: a decoded line break would forge a log line. No query: it may hold secrets.
         request.rel_url.raw_path,
-        exchange.variant,
+        request.exchange.variant,
         CLIENT_GONE if status is None else status,
         seconds * 1000,
     )
@@ -67,9 +67,8 @@ def _count(services: Services, exchange: Exchange, status: int | None) -> None:
         services.metrics.record_gone(labels)
 
 
-def _access_record(
-    request: Request, exchange: Exchange, status: int | None, seconds: float
-) -> AccessRecord:
+def _access_record(request: Request, status: int | None, seconds: float) -> AccessRecord:
+    exchange = request.exchange
     seen, choice = exchange.seen, exchange.choice
     ttft = None if seen is None else seen.ttft_seconds
     return AccessRecord(

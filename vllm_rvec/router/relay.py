@@ -37,17 +37,17 @@ WHOLE_BYTES = 64 * 2**10
 BREAK_MESSAGE = "The engine broke off in the middle of its answer, which is incomplete."
 
 
-async def relay(request: Request, answer: Answer, exchange: Exchange) -> web.StreamResponse:
+async def relay(request: Request, answer: Answer) -> web.StreamResponse:
     """Send an answer's head, then its body as it comes.
 
     Args:
-        request: The client's request.
+        request: The client's. Its exchange is told what passes, and how it ends.
         answer: The upstream's answer to it, its body unread.
-        exchange: Told what passes, and how it ends.
 
     Returns:
         The response, already sent or cut off.
     """
+    exchange = request.exchange
     exchange.begin(answer.status, answer.content_type)
     if answer.content_length and answer.content_length <= WHOLE_BYTES:
         return await _relay_whole(answer, exchange)
@@ -62,7 +62,7 @@ async def relay(request: Request, answer: Answer, exchange: Exchange) -> web.Str
         request.mark(response)
         await response.prepare(request)
         if _has_plain_events(answer):
-            outcome = await _relay_events(request, response, answer, exchange)
+            outcome = await _relay_events(request, response, answer)
         else:
             await _relay_bytes(response, answer, exchange)
             outcome = Outcome.COMPLETE
@@ -142,13 +142,8 @@ async def _relay_bytes(response: web.StreamResponse, answer: Answer, exchange: E
         await response.write(chunk)
 
 
-async def _relay_events(
-    request: Request,
-    response: web.StreamResponse,
-    answer: Answer,
-    exchange: Exchange,
-) -> Outcome:
-    gate = EventGate()
+async def _relay_events(request: Request, response: web.StreamResponse, answer: Answer) -> Outcome:
+    exchange, gate = request.exchange, EventGate()
     try:
         async for chunk in _chunks(answer):
             if events := gate.feed(chunk):

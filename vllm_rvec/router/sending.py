@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp.http import HttpProcessingError
 
 from vllm_rvec.errors import UpstreamError
-from vllm_rvec.router.answers import CONNECT_SECONDS, Origin
+from vllm_rvec.router.answers import TIMEOUT, Origin
 from vllm_rvec.router.relay import brief
 from vllm_rvec.router.variants import UNREACHABLE, VariantDownError
 
@@ -62,7 +62,7 @@ def create_client() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         # 0 is aiohttp's word for no limit: engines queue requests themselves, and better.
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_SECONDS),
-        timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS),
+        timeout=TIMEOUT,
         # One client's cookies must not travel with another's request.
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,

@@ -128,11 +128,11 @@ async def start_server(
     # aiohttp waits twice: for the handler to end, then again after it has closed the handler's
     # request body, which is read by then.
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_timeout / 2)
-    beside = AsyncExitStack()
-    await beside.enter_async_context(app.running())
-    await runner.setup()
-    await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
-    return Runner(runner, beside)
+    async with AsyncExitStack() as beside:
+        await beside.enter_async_context(app.running())
+        await runner.setup()
+        await web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls).start()
+        return Runner(runner, beside.pop_all())
 
 
 def load_tls(config: TlsConfig, context: ssl.SSLContext | None = None) -> ssl.SSLContext:
