@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.checkpoints import make_vector
 from vllm_rvec.checkpoint import output
-from vllm_rvec.checkpoint.output import new_folder, write_durably
+from vllm_rvec.checkpoint.output import new_folder, replace_durably, write_durably
 from vllm_rvec.errors import CheckpointNotFoundError, ConfigError, VectorNotFoundError
 from vllm_rvec.vector import VectorReader
 
@@ -202,6 +202,24 @@ def test_a_file_is_written_once(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         write_durably(tmp_path / "a", b"2")
     assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_a_file_is_replaced_whole_or_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else is left beside it, whether the disk has room or not."""
+    path = tmp_path / "a"
+    replace_durably(path, b"1")
+    replace_durably(path, b"2")
+    assert path.read_bytes() == b"2"
+
+    def full(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output, "write_durably", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_durably(path, b"34")
+    assert path.read_bytes() == b"2"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_slower_of_two_runs_is_told_that_the_output_exists(tmp_path: Path) -> None:

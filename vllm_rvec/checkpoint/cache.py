@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllm_rvec.checkpoint.output import sync_folder, write_durably
+from vllm_rvec.checkpoint.output import replace_durably, sync_folder, write_durably
 from vllm_rvec.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -118,10 +118,7 @@ class Cache:
         path = self._url(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"url": url, "digest": digest, "asked_ns": time.time_ns()})
-        new = path.with_suffix(f".{os.getpid()}")
-        new.unlink(missing_ok=True)  # of a process of the same number that was killed
-        write_durably(new, text.encode())
-        new.replace(path)
+        replace_durably(path, text.encode())
 
     def remembered(self, key: str, since_ns: int = 0) -> str | None:
         """Return the digest of the vector that a URL named, if it was asked since then."""

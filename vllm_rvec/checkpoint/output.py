@@ -22,7 +22,7 @@ from vllm_rvec.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["new_folder", "sync_folder", "write_durably"]
+__all__ = ["new_folder", "replace_durably", "sync_folder", "write_durably"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,18 @@ def write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Write a file that may exist: readers find the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)  # of a process of the same number that was killed
+    try:
+        write_durably(aside, data)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def _check_free(output: Path) -> None:

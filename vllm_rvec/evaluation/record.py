@@ -6,14 +6,13 @@ Written before the first question, and again whenever the sweep goes on. Not her
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from vllm_rvec.checkpoint.output import sync_folder
+from vllm_rvec.checkpoint.output import replace_durably
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.evaluation.records import Arm, ArmKind
 
@@ -188,14 +187,8 @@ class SweepRecord(_Part):
             ConfigError: The folder can't be written to.
         """
         path = folder / RECORD_NAME
-        aside = path.with_name(f".{RECORD_NAME}.new")
         try:
-            with aside.open("wb") as file:
-                file.write(self.model_dump_json(indent=2).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            aside.rename(path)
-            sync_folder(folder)
+            replace_durably(path, self.model_dump_json(indent=2).encode() + b"\n")
         except OSError as exc:
             raise ConfigError(
                 f"{path} can't be written", why=exc.strerror or str(exc), path=path

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vllm_rvec.checkpoint import output
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.evaluation.report import write_reports, writing
+from vllm_rvec.evaluation.report import write_reports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def test_a_failure_leaves_the_old_report_whole(
         path.write_bytes(data[:10])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(writing, "write_durably", full)
+    monkeypatch.setattr(output, "write_durably", full)
     with pytest.raises(ConfigError, match="No space left on device"):
         write_reports(results, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from vllm_rvec.checkpoint.output import sync_folder, write_durably
+from vllm_rvec.checkpoint.output import replace_durably
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.evaluation.report.document import as_json
 from vllm_rvec.evaluation.report.markdown import as_markdown
@@ -42,8 +41,7 @@ def write_reports(results: SweepResults, folder: Path) -> tuple[Path, ...]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
-            _replace(folder / name, text.encode())
-        sync_folder(folder)
+            replace_durably(folder / name, text.encode())
     except OSError as exc:
         raise ConfigError(
             f"The report can't be written to {folder}.",
@@ -52,13 +50,3 @@ def write_reports(results: SweepResults, folder: Path) -> tuple[Path, ...]:
             path=folder,
         ) from exc
     return tuple(folder / name for name in texts)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.unlink(missing_ok=True)
-    try:
-        write_durably(aside, data)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
