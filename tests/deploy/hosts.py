@@ -12,21 +12,21 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from aiohttp import web
 
+from tests.support.processes import until
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 COMPOSE = Path(__file__).resolve().parents[2] / "deploy" / "compose"
 ENGINES = {"base": "10.9.1", "enhanced": "10.9.2"}
 """Names, and the networks of their cables: .1 is the router's end, .2 theirs."""
 ROUTER = "http://127.0.0.1:8000"
-SECONDS = 60
 
 
 def run(*words: str) -> None:
@@ -84,15 +84,6 @@ def prepare(folder: Path) -> None:
     for name, key in (("VLLM_RVEC_API_KEY", "of-clients"), ("ENGINE_KEY", "of-engines")):
         (folder / name).write_text(f"{key}\n")
     (folder / "not-a-variable").write_text("and so no key")
-
-
-def until(is_so: Callable[[], bool], what: str) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.05)
 
 
 def ask(model: str, user: str = "u", key: str = "of-clients") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Writes the monitoring overlay's rules, `python -m tests.deploy.prometheus_rule`.
 
-A copy of deploy/monitoring/rules.yaml, since Prometheus' own file is no object of Kubernetes. A test
-says when to run this again.
+A copy of deploy/monitoring/rules.yaml, since Prometheus' own file is no object of Kubernetes. A
+test says when to run this again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tests.deploy.tools import DEPLOY
 
 FILE = KUBERNETES / "overlays" / "monitoring" / "rules.yaml"
 HEAD = """\
-# Written by `python -m tests.deploy.prometheus_rule` from deploy/monitoring/rules.yaml: change that.
+# deploy/monitoring/rules.yaml, by `python -m tests.deploy.prometheus_rule`: change it there.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:

@@ -49,13 +49,6 @@ def names_of(command: list[str]) -> list[str]:
     return found.group(1).split()
 
 
-@pytest.mark.parametrize("folder", ["compose", "monitoring", "ray", "systemd"])
-def test_yaml_is_well_kept(folder: str) -> None:
-    """By yamllint, without a warning."""
-    done = run_tool("yamllint", "--strict", "-c", "tests/deploy/yamllint.yaml", DEPLOY / folder)
-    assert done.returncode == 0, done.stdout
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_compose_files(name: str) -> None:
     """By the specification's own schema."""

@@ -91,12 +91,6 @@ def test_a_wrong_field_of_such_a_kind_is_noticed() -> None:
         CUSTOM.validate_python(wrong)
 
 
-def test_files_are_written_alike() -> None:
-    """By yamllint, without a warning."""
-    done = run_tool("yamllint", "--strict", "-c", "tests/deploy/yamllint.yaml", KUBERNETES)
-    assert not done.stdout + done.stderr
-
-
 def test_the_monitoring_overlay_has_the_rules_and_the_dashboard() -> None:
     """Those of deploy/monitoring, to the letter: else `python -m tests.deploy.prometheus_rule`."""
     assert FILE.read_text() == prometheus_rule()

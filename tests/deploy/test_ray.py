@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.tools import DEPLOY, ROOT, run_tool
+from tests.deploy.tools import DEPLOY, ROOT, pins, run_tool
 from tests.integration.conftest import DEMO
 from vllm_rvec.loader.config import LoaderConfig
 
@@ -62,12 +62,10 @@ def test_each_variant_is_an_engine_fused_at_its_alpha() -> None:
 
 def test_versions_are_those_of_the_lock() -> None:
     """Of the cluster, of what the image installs, and of what ran."""
-    lines = (ROOT / "requirements" / "ray.txt").read_text().splitlines()
-    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
-    assert read("rayservice.yaml")["spec"]["rayClusterConfig"]["rayVersion"] == pins["ray"]
-    assert f"Ray Serve LLM {pins['ray']}" in (FOLDER / "README.md").read_text()
-    held = (ROOT / "requirements" / "cpu.txt").read_text()
-    assert not [name for name in pins if f"\n{name}==" in held]
+    lock = pins("ray.txt")
+    assert read("rayservice.yaml")["spec"]["rayClusterConfig"]["rayVersion"] == lock["ray"]
+    assert f"Ray Serve LLM {lock['ray']}" in (FOLDER / "README.md").read_text()
+    assert not lock.keys() & pins("cpu.txt").keys()
 
 
 @pytest.mark.parametrize("pod", ["head", "worker"])

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,14 +20,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.deploy.tools import ROOT
+from tests.deploy.tools import ROOT, pins
+from tests.support.miniature import MINIATURE
+from tests.support.processes import until
+from tests.support.web import run_web
 from vllm_rvec.vector.manifest import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 DEADLINE_SECONDS = 30
-MINIATURE = ROOT / "examples" / "reasoning_in_miniature"
 
 
 def top_names(package: str) -> set[str]:
@@ -41,9 +42,8 @@ def top_names(package: str) -> set[str]:
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the image's site-packages."""
     folder = tmp_path_factory.mktemp("site")
-    lock = (ROOT / "requirements" / "router.txt").read_text().splitlines()
     installed = Path(str(distribution("aiohttp").locate_file("")))
-    for package in [line.partition("==")[0] for line in lock if not line.startswith("#")]:
+    for package in pins("router.txt"):
         for name in top_names(package):
             if not (folder / name).exists():
                 (folder / name).symlink_to(installed / name)
@@ -103,32 +103,21 @@ def test_commands_start(packages: Path) -> None:
 def test_a_vector_is_fetched_by_its_digest_into_a_volume(packages: Path) -> None:
     """As the init container does it; another digest is refused, and what is there stays."""
     digest = Manifest.read(MINIATURE / "vector").digest
-    with served(Files) as url:
-        done = run(packages, "-m", "vllm_rvec", "fetch", f"{url}/vector#blake3={digest}")
-        wrong = run(packages, "-m", "vllm_rvec", "fetch", f"{url}/vector#blake3={'0' * 64}")
+    with run_web() as web:
+        url = web.add_folder("/vector", MINIATURE / "vector")
+        done = run(packages, "-m", "vllm_rvec", "fetch", f"{url}#blake3={digest}")
+        wrong = run(packages, "-m", "vllm_rvec", "fetch", f"{url}#blake3={'0' * 64}")
     assert done.stdout.strip().endswith(f"/cache/vllm_rvec/vectors/{digest}"), done.stderr
     assert wrong.returncode == 6
-    again = run(packages, "-m", "vllm_rvec", "fetch", f"{url}/vector#blake3={digest}")
+    again = run(packages, "-m", "vllm_rvec", "fetch", f"{url}#blake3={digest}")
     assert again.stdout == done.stdout
 
 
-class Files(BaseHTTPRequestHandler):
-    """The miniature's folder, with parts of files."""
-
-    def do_GET(self) -> None:
-        """Send one."""
-        data = (MINIATURE / self.path.lstrip("/")).read_bytes()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+class Engine(BaseHTTPRequestHandler):
+    """An engine's stand-in, which answers with its own name."""
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
-
-
-class Engine(Files):
-    """An engine's stand-in, which answers with its own name."""
 
     def do_GET(self) -> None:
         """Be well."""
@@ -149,9 +138,9 @@ class Engine(Files):
 
 
 @contextmanager
-def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """Serve on a free port."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def engine() -> Iterator[str]:
+    """Run one on a free port; gives its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -171,22 +160,14 @@ def mount(folder: Path, version: str, text: str) -> Path:
     return path
 
 
-def route_text(engine: str, weight: int) -> str:
+def route_text(url: str, weight: int) -> str:
     """The ab overlay's file, in short, for this machine."""
-    upstreams = f'[{{url: "{engine}", api_key_env: ENGINE_KEY}}]'
+    upstreams = f'[{{url: "{url}", api_key_env: ENGINE_KEY}}]'
     return (
         f"host: 127.0.0.1\nport: 0\nvariants:\n  base: {{alpha: 0, upstreams: {upstreams}}}\n"
         f"  enhanced-1: {{alpha: 1, upstreams: {upstreams}}}\n"
         f"aliases: {{assistant: {{split: {{base: {weight}, enhanced-1: 50}}}}}}\n"
     )
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something, not for ever."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def get(url: str, body: object = None) -> str:
@@ -216,12 +197,12 @@ def routing(packages: Path, config: Path) -> Iterator[str]:
 def test_it_routes_and_takes_a_changed_configmap(packages: Path, tmp_path: Path) -> None:
     """With the lock's packages alone; without a restart; and it ends when it is told to."""
     weight = 'configured_weight{alias="assistant",variant="base"} 0.75'
-    with served(Engine) as engine:
-        path = mount(tmp_path, "1", route_text(engine, 50))
+    with engine() as upstream:
+        path = mount(tmp_path, "1", route_text(upstream, 50))
         with routing(packages, path) as url:
-            until(lambda: '"enhanced-1"' in get(f"{url}/v1/models"))
+            until(lambda: '"enhanced-1"' in get(f"{url}/v1/models"), "an engine", DEADLINE_SECONDS)
             answer = get(f"{url}/v1/chat/completions", {"model": "enhanced-1", "messages": []})
             assert json.loads(answer)["model"] == "enhanced-1"
             assert weight not in get(f"{url}/metrics")
-            mount(tmp_path, "2", route_text(engine, 150))
-            until(lambda: weight in get(f"{url}/metrics"))
+            mount(tmp_path, "2", route_text(upstream, 150))
+            until(lambda: weight in get(f"{url}/metrics"), "the weight", DEADLINE_SECONDS)

@@ -6,9 +6,8 @@ import re
 
 import pytest
 
-from tests.deploy.tools import ROOT, run_tool
+from tests.deploy.tools import DEPLOY, ROOT, pins, run_tool
 
-LOCKS = ROOT / "requirements"
 VERSIONS = {
     "kubectl": ("version", "--client"),
     "promtool": ("--version",),
@@ -17,12 +16,6 @@ VERSIONS = {
         ("--version",),
     ),
 }
-
-
-def pins(name: str) -> dict[str, str]:
-    """Read a lock: versions by package."""
-    lines = (LOCKS / name).read_text().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 @pytest.mark.parametrize("name", sorted(VERSIONS))
@@ -37,6 +30,13 @@ def test_scripts_are_sound() -> None:
     """Of all that the repository has."""
     tracked = [*ROOT.glob("requirements/*.sh"), *ROOT.glob("deploy/**/*.sh"), ROOT / ".ci" / "run"]
     done = run_tool("shellcheck", *tracked)
+    assert not done.stdout + done.stderr
+
+
+def test_yaml_is_well_kept() -> None:
+    """All of deploy/, by yamllint, without a warning."""
+    done = run_tool("yamllint", "--strict", "-c", "tests/deploy/yamllint.yaml", DEPLOY)
+    assert done.returncode == 0, done.stdout
     assert not done.stdout + done.stderr
 
 

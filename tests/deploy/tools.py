@@ -1,4 +1,7 @@
-"""The programs that check deploy/, from .venv-deploy. One that is missing fails; nothing skips."""
+"""The programs that check deploy/, from .venv-deploy, and the locks of all environments.
+
+A program that is missing fails; nothing skips.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 TOOLS = ROOT / ".venv-deploy" / "bin"
+
+
+def pins(name: str) -> dict[str, str]:
+    """Read a lock under requirements/: versions by package."""
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def tool(name: str) -> Path:
