@@ -1,26 +1,21 @@
-"""VLLM's own parser, for commands that stand in files: JSON in, JSON out, in a process of its own.
-
-[[words of a command after the program], ...] becomes [{what was parsed}, ...]; a flag that vLLM has
-not ends it.
-"""
+"""VLLM's own parser, for commands that stand in files: a flag that it has not ends the test."""
 
 from __future__ import annotations
 
-import json
-import sys
+from typing import TYPE_CHECKING
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+__all__ = ["server_flags"]
 
 
-def main() -> None:
-    """Parse them all: importing vLLM takes longer than that."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+def server_flags(words: Sequence[str]) -> argparse.Namespace:
+    """Read what stands after the server's program, as vLLM does."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = make_arg_parser(FlexibleArgumentParser())
-    parsed = [vars(parser.parse_args(words)) for words in json.load(sys.stdin)]
-    sys.stdout.write("\n" + json.dumps(parsed, default=str) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    found: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(list(words))
+    validate_parsed_serve_args(found)
+    return found

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
-from functools import cache
-from typing import Any
 
 import yaml
 
-from tests.deploy.tools import DEPLOY, ROOT
+from tests.deploy.flags import server_flags
+from tests.deploy.tools import DEPLOY
 
 COMPOSE = DEPLOY / "compose"
 HARDWARE = ("cpu", "gpu")
@@ -53,53 +50,32 @@ def ray_commands() -> list[list[str]]:
     return found
 
 
-@cache
-def parsed() -> dict[str, list[dict[str, Any]]]:
-    """All of them, in one process."""
-    given = {
-        "compose": compose_commands(),
-        "documented": documented_commands(),
-        "ray": ray_commands(),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.deploy.flags"],
-        cwd=ROOT,
-        input=json.dumps([words for commands in given.values() for words in commands]),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    results = iter(json.loads(done.stdout.splitlines()[-1]))
-    return {name: [next(results) for _ in commands] for name, commands in given.items()}
-
-
 def test_compose() -> None:
     """Every engine loads with the vector, listens for its network, and drains."""
-    assert len(parsed()["compose"]) == 6
-    for engine in parsed()["compose"]:
-        assert engine["load_format"] == "rvec"
-        assert (engine["host"], engine["port"]) == ("0.0.0.0", 8000)
-        assert engine["shutdown_timeout"] == 30
-        assert engine["model"] == "/models/target"
-        vector = engine["model_loader_extra_config"]
+    commands = compose_commands()
+    assert len(commands) == 6
+    for engine in map(server_flags, commands):
+        assert engine.load_format == "rvec"
+        assert (engine.host, engine.port) == ("0.0.0.0", 8000)
+        assert engine.shutdown_timeout == 30
+        assert engine.model == "/models/target"
+        vector = engine.model_loader_extra_config
         assert isinstance(vector, dict)
         assert vector["vector"] == "/models/vector"
 
 
 def test_several_nodes() -> None:
     """One world of sixteen ranks; one node answers, one works; or Ray has both."""
-    first, second, with_ray = parsed()["documented"]
+    first, second, with_ray = map(server_flags, documented_commands())
     for engine in (first, second, with_ray):
-        assert engine["tensor_parallel_size"] * engine["pipeline_parallel_size"] == 16
-    assert (first["nnodes"], first["node_rank"], first["headless"]) == (2, 0, False)
-    assert (second["nnodes"], second["node_rank"], second["headless"]) == (2, 1, True)
-    assert first["master_addr"] == second["master_addr"]
-    assert with_ray["distributed_executor_backend"] == "ray"
+        assert engine.tensor_parallel_size * engine.pipeline_parallel_size == 16
+    assert (first.nnodes, first.node_rank, first.headless) == (2, 0, False)
+    assert (second.nnodes, second.node_rank, second.headless) == (2, 1, True)
+    assert first.master_addr == second.master_addr
+    assert with_ray.distributed_executor_backend == "ray"
 
 
 def test_ray() -> None:
     """Each keyword is an argument of the engine."""
-    alphas = [engine["model_loader_extra_config"]["alpha"] for engine in parsed()["ray"]]
-    assert alphas == [0, 1]
+    engines = map(server_flags, ray_commands())
+    assert [engine.model_loader_extra_config["alpha"] for engine in engines] == [0, 1]

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
+from tests.deploy.exported import vllm_metrics
+from tests.deploy.flags import server_flags
 from tests.deploy.rendered import (
     TARGETS,
     Object,
@@ -19,6 +21,7 @@ from tests.deploy.rendered import (
     named,
     of_kind,
     pods,
+    selects,
 )
 from vllm_rvec.cli.main import app
 from vllm_rvec.loader.config import LoaderConfig
@@ -40,15 +43,10 @@ def engines(target: str) -> list[tuple[Pod, Object]]:
 
 def parsed(target: str, container: Object) -> argparse.Namespace:
     """Read an engine's flags as vLLM does, which refuses those that it doesn't have."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
     words = command_line(target, container)
     flags = words[3:] if words[:3] == SERVER else words[2:]
     assert words[: -len(flags)] in (SERVER, ["vllm", "serve"])
-    found: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(flags)
-    validate_parsed_serve_args(found)
-    return found
+    return server_flags(flags)
 
 
 def route_of(target: str, folder: Path) -> RouteConfig:
@@ -175,7 +173,7 @@ def engines_by_service(target: str) -> dict[str, Object]:
     for service in of_kind(target, "Service"):
         selector: dict[str, Any] = service["spec"]["selector"]
         for pod, container in engines(target):
-            if selector.items() <= pod.labels.items():
+            if selects(selector, pod.labels):
                 found[service["metadata"]["name"]] = container
     return found
 
@@ -224,14 +222,10 @@ def test_the_dial_is_started_as_serve_starts_it() -> None:
 
 def test_the_scaler_asks_for_what_vllm_counts() -> None:
     """The metric is one that the installed vLLM has; the Service is the scaled engine's."""
-    import inspect
-
-    from vllm.v1.metrics import loggers
-
     (scaled,) = of_kind("overlays/keda", "ScaledObject")
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
     (metric,) = re.findall(r"vllm:\w+", query)
-    assert f'"{metric}"' in inspect.getsource(loggers)
+    assert metric in vllm_metrics()
     (service,) = re.findall(r'service="([^"]+)"', query)
     assert service in engines_by_service("overlays/keda")
     assert scaled["spec"]["scaleTargetRef"]["name"] == service
