@@ -14,6 +14,8 @@ from sampling import Reply, ask, score
 from tasks import OTHER_FAMILIES, Family, Problem, draw_distinct
 from vectors import difference, fused, norm, parameters, permuted, random_like
 
+from vllm_rvec.intervals import Z, wilson
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Executor
@@ -35,7 +37,6 @@ __all__ = [
     "draw_problems",
     "evaluate",
     "paired_gain",
-    "wilson_interval",
 ]
 
 GROUPS: dict[str, tuple[tuple[Family, ...], int]] = {
@@ -45,9 +46,6 @@ GROUPS: dict[str, tuple[tuple[Family, ...], int]] = {
     "other": (OTHER_FAMILIES, 300),
 }
 """What is asked: families, and how many problems of them in all."""
-
-Z_95 = 1.959964
-"""Standard normal quantile of a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +186,6 @@ def draw_problems(seed: int) -> dict[str, list[Problem]]:
     }
 
 
-def wilson_interval(correct: int, asked: int) -> tuple[float, float]:
-    """Compute the 95 % score interval of a proportion (Wilson 1927).
-
-    >>> [round(x, 3) for x in wilson_interval(50, 100)]
-    [0.404, 0.596]
-    """
-    share = correct / asked
-    scale = 1.0 + Z_95**2 / asked
-    centre = (share + Z_95**2 / (2 * asked)) / scale
-    half = Z_95 * math.sqrt(share * (1 - share) / asked + (Z_95 / (2 * asked)) ** 2) / scale
-    return centre - half, centre + half
-
-
 def paired_gain(before: list[bool], after: list[bool]) -> Gain:
     """Compute the mean change on the same problems, in points, and its 95 % normal interval.
 
@@ -210,7 +195,7 @@ def paired_gain(before: list[bool], after: list[bool]) -> Gain:
     changes = [float(b) - float(a) for a, b in zip(before, after, strict=True)]
     mean = sum(changes) / len(changes)
     variance = sum((change - mean) ** 2 for change in changes) / (len(changes) - 1)
-    half = Z_95 * math.sqrt(variance / len(changes))
+    half = Z * math.sqrt(variance / len(changes))
     low, high = round(100 * (mean - half), 2), round(100 * (mean + half), 2)
     return Gain(round(100 * mean, 2), (low, high))
 
@@ -241,8 +226,10 @@ def _grades(replies: list[Reply], problems: list[Problem]) -> list[bool]:
 
 
 def _accuracy(grades: list[bool]) -> Accuracy:
-    low, high = wilson_interval(sum(grades), len(grades))
-    return Accuracy(sum(grades), len(grades), _share(grades), (round(low, 4), round(high, 4)))
+    interval = wilson(sum(grades), len(grades))
+    assert interval is not None
+    low, high = round(interval.low, 4), round(interval.high, 4)
+    return Accuracy(sum(grades), len(grades), _share(grades), (low, high))
 
 
 def _share(flags: list[bool]) -> float:

@@ -66,12 +66,11 @@ def tabulate(swept: dict[str, Any], control: dict[str, Any]) -> dict[str, Any]:
         swept: `report.json` of the sweep of v.
         control: that of its permuted control, whose `v@1` becomes `permuted@1`.
     """
-    arms = [arm for arm in (*_arms(swept), *_arms(control)) if arm["arm"] in ROWS]
-    named = {arm["arm"]: arm for arm in arms}
+    accuracy = _accuracy(swept) | {"permuted@1": _accuracy(control)["v@1"]}
     return {
         "verdict": swept["verdict"]["text"],
         "noise": {"answers": swept["noise"][0]["n"], "texts_differ": swept["noise"][0]["texts"]},
-        "arms": [named[name] for name in ROWS],
+        "arms": [{"arm": name, "accuracy": accuracy[name]} for name in ROWS],
     }
 
 
@@ -89,9 +88,8 @@ def _cell(accuracy: dict[str, Any]) -> str:
     return f"{100 * accuracy['value']:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
-def _arms(report: dict[str, Any]) -> list[dict[str, Any]]:
-    """Sort a report's summaries of whole tasks by arm."""
-    is_control = Path(report["facts"]["vector"]).name == "permuted"
+def _accuracy(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sort a report's summaries of whole tasks by arm, and by task."""
     found: dict[str, dict[str, Any]] = {}
     for summary in report["summaries"]:
         task, family = summary["scope"]["task"], summary["scope"]["family"]
@@ -104,8 +102,7 @@ def _arms(report: dict[str, Any]) -> list[dict[str, Any]]:
                 "interval_95": [round(interval["low"], 4), round(interval["high"], 4)],
                 "mean_tokens": round(summary["mean_tokens"], 1),
             }
-    names = {"v@1": "permuted@1"} if is_control else {name: name for name in found}
-    return [{"arm": names[arm], "accuracy": found[arm]} for arm in found if arm in names]
+    return found
 
 
 def _report(folder: Path) -> dict[str, Any]:

@@ -54,6 +54,8 @@ from tasks import REASONING_FAMILIES, Family, draw_distinct
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
+from vllm_rvec.vector.extract import extract
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -160,9 +162,6 @@ def extract_vector(run: Run) -> None:
     From the exported donors, so that anyone who has them can repeat it. In bf16 because
     `results.json` is measured with v rounded so, and to be half the size.
     """
-    # Only this stage needs the package: the training runs without it.
-    from vllm_rvec.vector.extract import extract  # noqa: PLC0415
-
     output = run.output / "vector"
     if output.exists():
         shutil.rmtree(output)

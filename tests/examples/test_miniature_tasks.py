@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import re
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.support.miniature import MINIATURE, miniature_module
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import ModuleType
 
-DEMO = Path(__file__).resolve().parents[2] / "examples" / "reasoning_in_miniature"
 DRAWS = 300
 
 SOLUTIONS: dict[str, Callable[[list[str]], str]] = {
@@ -30,18 +27,7 @@ SOLUTIONS: dict[str, Callable[[list[str]], str]] = {
 """Each family but chain, solved from the numbers or letters of its question, taken as text."""
 
 
-def _load_tasks() -> ModuleType:
-    """Import examples/reasoning_in_miniature/tasks.py by its path: `examples` is not a package."""
-    specification = importlib.util.spec_from_file_location("miniature_tasks", DEMO / "tasks.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-tasks = _load_tasks()
+tasks = miniature_module("tasks")
 FAMILIES: tuple[str, ...] = (*tasks.REASONING_FAMILIES, *tasks.OTHER_FAMILIES)
 
 
@@ -73,7 +59,7 @@ def test_no_held_out_problem_is_drawn_for_training(family: str, wording: str) ->
 def test_supervised_and_rl_data_draw_from_the_train_side_only() -> None:
     """Every module that trains asks `draw_problem` for "train" and names no other split."""
     for name in ("supervised.py", "grpo.py"):
-        source = (DEMO / name).read_text(encoding="utf-8")
+        source = (MINIATURE / name).read_text(encoding="utf-8")
         assert source.count("draw_problem(") == 1
         assert '"train"' in source
         assert "held_out" not in source
@@ -172,7 +158,7 @@ def test_draws_repeat_with_the_seed_and_are_distinct() -> None:
 
 def test_committed_questions_are_held_out_and_rightly_answered() -> None:
     """questions.jsonl holds distinct chain problems in the target's wording, all held out."""
-    lines = (DEMO / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (MINIATURE / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == len({row["question"] for row in rows}) == 200
     for row in rows:
