@@ -33,12 +33,12 @@ from vllm_rvec.evaluation.scoring import grade
 from vllm_rvec.evaluation.sweep import (
     Sweep,
     answers_of,
-    check_permission,
     cost_of,
     facts_of,
     is_elsewhere,
     load_tasks,
 )
+from vllm_rvec.evaluation.tasks import check_task
 
 __all__ = ["report_again", "show_plan", "sweep"]
 
@@ -124,7 +124,7 @@ def show_plan(
     plan = placed_arms(wanted_arms(config), offer)
     elsewhere = [spec for spec in config.tasks if is_elsewhere(spec)]
     for spec in elsewhere:
-        check_permission(spec, allow_code=config.allow_code)
+        check_task(spec, allow_code=config.allow_code)
     here = tuple(spec for spec in config.tasks if spec not in elsewhere)
     tasks = load_tasks(config.model_copy(update={"tasks": here}))
     shown = _plan_facts(config, how, plan, tasks)

@@ -16,12 +16,10 @@ from vllm_rvec.checkpoint.hub import HubId
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.evaluation.answers import key_of, read_answers
 from vllm_rvec.evaluation.asking import Question, questions_of
-from vllm_rvec.evaluation.halves import hash_of
+from vllm_rvec.evaluation.halves import half_of
 from vllm_rvec.evaluation.record import ArmRecord, How, Run, SweepRecord, TaskRecord, read_record
 from vllm_rvec.evaluation.records import ArmKind
-from vllm_rvec.evaluation.scoring import scorer_named
-from vllm_rvec.evaluation.tasks import half_of, load_task
-from vllm_rvec.evaluation.tasks.formats import FORMATS
+from vllm_rvec.evaluation.tasks import chosen_problems, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +37,6 @@ __all__ = [
     "Subject",
     "Sweep",
     "answers_of",
-    "check_permission",
     "cost_of",
     "facts_of",
     "is_elsewhere",
@@ -90,30 +87,9 @@ def is_elsewhere(spec: TaskSpec) -> bool:
     )
 
 
-def check_permission(spec: TaskSpec, *, allow_code: bool) -> None:
-    """Refuse a task that would run code, before its files are looked for.
-
-    Raises:
-        ConfigError: It is graded by unit tests, and nobody has allowed it.
-    """
-    scorer = scorer_named(spec.scorer or FORMATS[spec.format].scorer)
-    if scorer.runs_code and not (allow_code or spec.allow_code):
-        raise ConfigError(
-            f"the task {spec.called} runs code that the model writes",
-            fix="allow it with `allow_code: true` (--allow-code), best in a container that holds"
-            " no secrets; or leave the task out",
-        )
-
-
 def _limited(task: Task, config: SweepConfig) -> Task:
-    """Keep so many problems: by a hash, so that a larger limit only adds some."""
-    if config.limit is None or config.limit >= len(task.problems):
-        return task
-    order = sorted(
-        task.problems, key=lambda one: hash_of("limit", str(config.seed), task.name, one.id)
-    )
-    chosen = {problem.id for problem in order[: config.limit]}
-    return replace(task, problems=tuple(one for one in task.problems if one.id in chosen))
+    chosen = chosen_problems(task.problems, config.limit, str(config.seed), task.name)
+    return replace(task, problems=chosen)
 
 
 @dataclass(frozen=True, slots=True)

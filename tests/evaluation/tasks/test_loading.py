@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tests.evaluation.tasks.conftest import BBH, HUMANEVAL
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.evaluation.tasks import TaskSpec, load_task
+from vllm_rvec.evaluation.tasks import TaskSpec, check_task, load_task
 from vllm_rvec.evaluation.tasks.files import MAX_LINE_BYTES
 from vllm_rvec.evaluation.tasks.spec import FewShot
 
@@ -164,6 +164,18 @@ def test_code_is_run_only_where_it_is_allowed(write: Write) -> None:
     assert load(path, format="humaneval", allow_code=True).scorer == "python"
     others = load_task(TaskSpec(path=str(write("own.jsonl", lines(1)))), allow_code=True)
     assert others.scorer_options == {}
+
+
+def test_what_a_dataset_would_do_is_checked_before_it_is_fetched() -> None:
+    """Permission, scorer and options: nothing is asked of the Hub."""
+    code = TaskSpec(dataset="owner/never-fetched", format="humaneval")
+    with pytest.raises(ConfigError, match="runs code that the model writes"):
+        check_task(code)
+    check_task(code, allow_code=True)
+    check_task(code.model_copy(update={"allow_code": True}))
+    wrong = TaskSpec(dataset="owner/never-fetched", scorer="exact", options={"befor": "A"})
+    with pytest.raises(ConfigError, match="`befor` is not a setting"):
+        check_task(wrong)
 
 
 def test_wrong_options_of_a_scorer_are_told(write: Write) -> None:

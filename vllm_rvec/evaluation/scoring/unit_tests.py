@@ -15,7 +15,7 @@ from vllm_rvec.evaluation.records import Grade, Problem
 from vllm_rvec.evaluation.sandbox.running import Limits, run_tests
 from vllm_rvec.evaluation.scoring.scorer import Scorer, ScorerOptions
 
-__all__ = ["UNIT_TESTS", "UnitTestOptions", "code_in", "need_permission", "program_of"]
+__all__ = ["UNIT_TESTS", "UnitTestOptions", "code_in", "program_of"]
 
 FENCE: Final = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 """A block of Markdown; one that isn't closed goes to the end, where the answer was cut off."""
@@ -43,20 +43,6 @@ class UnitTestOptions(ScorerOptions):
     """Of each file that it writes."""
 
 
-def need_permission(options: UnitTestOptions, task: str) -> None:
-    """Refuse to run code that nobody has allowed.
-
-    Raises:
-        ConfigError: `allow_code` is off.
-    """
-    if not options.allow_code:
-        raise ConfigError(
-            f"the task {task} would run code that the model writes",
-            why="the scorer `python` executes every answer on this machine",
-            fix="set `allow_code: true` for the task, best in a container that holds no secrets",
-        )
-
-
 def code_in(text: str, entry_point: str = "") -> str:
     r"""Take the code out of an answer: from its Markdown, where there is some.
 
@@ -82,7 +68,7 @@ def program_of(problem: Problem, text: str) -> str:
     The problem's `prompt` (a fact: imports, helpers, the signature to complete) goes first, and
     what the model wrote is either the body that follows, or the whole function again.
     """
-    entry_point, prompt = str(problem.facts.get("entry_point", "")), problem.facts.get("prompt")
+    entry_point, prompt = _entry_point(problem), problem.facts.get("prompt")
     code = code_in(text, entry_point)
     if not isinstance(prompt, str) or not prompt:
         return code
@@ -105,7 +91,11 @@ def _closed(prompt: str) -> str:
 
 
 def _grade(problem: Problem, text: str, options: UnitTestOptions) -> Grade:
-    need_permission(options, problem.id)
+    if not options.allow_code:  # a task that was loaded has been asked for it, in more words
+        raise ConfigError(
+            "the scorer `python` runs code that the model writes",
+            fix="set `allow_code: true` for the task",
+        )
     if not text.strip() or len(text) > MAX_CODE_CHARACTERS:
         return Grade(False, None, "longer than any program" if text.strip() else "")
     limits = Limits(

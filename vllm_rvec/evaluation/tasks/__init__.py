@@ -3,8 +3,7 @@
 Not here: how answers are graded (`scoring`), and in which arms problems are asked (`arms`).
 """
 
-from vllm_rvec.evaluation.halves import half_of
-from vllm_rvec.evaluation.tasks.loading import load_task
+from vllm_rvec.evaluation.tasks.loading import check_task, chosen_problems, load_task
 from vllm_rvec.evaluation.tasks.spec import FewShot, TaskSpec
 
-__all__ = ["FewShot", "TaskSpec", "half_of", "load_task"]
+__all__ = ["FewShot", "TaskSpec", "check_task", "chosen_problems", "load_task"]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.evaluation.tasks.spec import TaskSpec
 
-__all__ = ["load_task"]
+__all__ = ["check_task", "chosen_problems", "load_task"]
 
 
 class _Question(TypedDict, total=False):
@@ -51,6 +51,36 @@ def load_task(spec: TaskSpec, *, allow_code: bool = False) -> Task:
     return _Loading(spec, allow_code=allow_code or spec.allow_code).task()
 
 
+def check_task(spec: TaskSpec, *, allow_code: bool = False) -> None:
+    """Check all that can be checked without a task's files: scorer, options, permission.
+
+    Args:
+        spec: What people wrote.
+        allow_code: As for `load_task`.
+
+    Raises:
+        ConfigError: The spec is wrong.
+    """
+    _Loading(spec, allow_code=allow_code or spec.allow_code)
+
+
+def chosen_problems(
+    problems: tuple[Problem, ...], limit: int | None, *deal: str
+) -> tuple[Problem, ...]:
+    """Keep as many as the limit says, in their order: a larger limit only adds some.
+
+    Args:
+        problems: Of one task.
+        limit: None keeps all.
+        deal: Seed and more: other words choose others.
+    """
+    if limit is None or limit >= len(problems):
+        return problems
+    order = sorted(problems, key=lambda one: hash_of("limit", *deal, one.id))
+    kept = {problem.id for problem in order[:limit]}
+    return tuple(problem for problem in problems if problem.id in kept)
+
+
 class _Loading:
     """One task's way from a spec."""
 
@@ -65,7 +95,8 @@ class _Loading:
     def task(self) -> Task:
         spec, found = self._spec, files_of(self._spec)
         examples = self._examples()
-        problems = self._chosen(self._checked(found.paths, examples))
+        problems = self._checked(found.paths, examples)
+        problems = chosen_problems(problems, spec.limit, str(spec.seed))
         is_completion = any(problem.prompt is not None for problem in problems)
         stop = self._format.stop if is_completion else ()
         task = Task(
@@ -194,15 +225,6 @@ class _Loading:
             is_own = self._name == self._format.scorer
             instruction = self._format.instruction if is_own else ""
         return f"{question}\n\n{instruction}" if instruction else question
-
-    def _chosen(self, problems: tuple[Problem, ...]) -> tuple[Problem, ...]:
-        """Keep as many as the limit says, in the file's order."""
-        limit, seed = self._spec.limit, str(self._spec.seed)
-        if limit is None or limit >= len(problems):
-            return problems
-        order = sorted(problems, key=lambda one: hash_of("limit", seed, one.id))
-        kept = {problem.id for problem in order[:limit]}
-        return tuple(problem for problem in problems if problem.id in kept)
 
 
 def _twice(id_: str, before: Record, record: Record) -> Fault:
