@@ -35,10 +35,9 @@ from vllm_rvec.evaluation.sweep import (
     answers_of,
     cost_of,
     facts_of,
-    is_elsewhere,
     load_tasks,
 )
-from vllm_rvec.evaluation.tasks import check_task
+from vllm_rvec.evaluation.tasks import check_task, is_elsewhere
 
 __all__ = ["report_again", "show_plan", "sweep"]
 

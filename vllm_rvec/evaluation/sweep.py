@@ -8,11 +8,9 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import packages_distributions, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vllm_rvec import __version__
-from vllm_rvec.checkpoint.hub import HubId
 from vllm_rvec.errors import ConfigError
 from vllm_rvec.evaluation.answers import key_of, read_answers
 from vllm_rvec.evaluation.asking import Question, questions_of
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
     from vllm_rvec.evaluation.asking import HalfOf
     from vllm_rvec.evaluation.config import SweepConfig
     from vllm_rvec.evaluation.records import Answer, Arm, Half, Task
-    from vllm_rvec.evaluation.tasks import TaskSpec
 
 __all__ = [
     "Cost",
@@ -39,7 +36,6 @@ __all__ = [
     "answers_of",
     "cost_of",
     "facts_of",
-    "is_elsewhere",
     "load_tasks",
 ]
 
@@ -78,13 +74,6 @@ def load_tasks(config: SweepConfig) -> tuple[Task, ...]:
     """
     tasks = (load_task(spec, allow_code=config.allow_code) for spec in config.tasks)
     return tuple(_limited(task, config) for task in tasks)
-
-
-def is_elsewhere(spec: TaskSpec) -> bool:
-    """Whether a task's files would have to be looked for on the Hub."""
-    return spec.path is None or (
-        not Path(spec.path).expanduser().exists() and HubId.parse(spec.path) is not None
-    )
 
 
 def _limited(task: Task, config: SweepConfig) -> Task:

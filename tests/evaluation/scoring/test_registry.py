@@ -94,7 +94,7 @@ def test_any_text_gets_a_grade(text: str, scorer: str) -> None:
 @pytest.mark.parametrize("scorer", ["exact", "numeric", "choice", "bbh"])
 @pytest.mark.parametrize("piece", ["(A) ", "answer: ", "A", "\n", "1 ", "* ", "answer is\n("])
 def test_long_repetitions_take_no_time(scorer: str, piece: str) -> None:
-    """A model in collapse repeats itself to the last token."""
-    began = time.monotonic()
+    """A model in collapse repeats itself to the last token. Of this process's own time."""
+    began = time.process_time()
     graded(scorer, piece * 10_000, "A" if scorer != "numeric" else "1")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2

@@ -11,7 +11,7 @@ import pytest
 
 from tests.evaluation.tasks.conftest import BBH, GSM8K
 from vllm_rvec.errors import ConfigError
-from vllm_rvec.evaluation.tasks import TaskSpec, load_task, places
+from vllm_rvec.evaluation.tasks import TaskSpec, is_elsewhere, load_task, places
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +97,23 @@ def test_offline_is_told() -> None:
     """HF_HUB_OFFLINE is honoured, and said."""
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
         load(dataset="owner/not-in-the-cache", format="gsm8k")
+
+
+@pytest.mark.parametrize(
+    ("written", "elsewhere"),
+    [
+        ({"dataset": "owner/name"}, True),
+        ({"path": "owner/name"}, True),
+        ({"path": "."}, False),
+        ({"path": "not/here.jsonl/at all"}, False),
+        ({"path": "~nobody-is-called-so/a.jsonl"}, False),
+    ],
+)
+def test_a_path_is_elsewhere_where_only_the_hub_could_have_it(
+    written: dict[str, str], elsewhere: bool
+) -> None:
+    """A user who isn't there is no traceback's business."""
+    assert is_elsewhere(TaskSpec.model_validate(written)) is elsewhere
 
 
 def test_plain_files_go_before_parquet(write: Write, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.evaluation.tasks.spec import TaskSpec
 
-__all__ = ["Files", "files_of"]
+__all__ = ["Files", "files_of", "is_elsewhere"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,11 @@ class Files:
     source: str
 
 
+def is_elsewhere(spec: TaskSpec) -> bool:
+    """Whether a task's files would have to be looked for on the Hub."""
+    return _path_meant(spec) is None
+
+
 def files_of(spec: TaskSpec) -> Files:
     """Find a task's files; fetch them from the Hub if they are not on this machine.
 
@@ -35,15 +40,21 @@ def files_of(spec: TaskSpec) -> Files:
         ConfigError: There are none, or no access.
         FetchError: The network or the Hub fails.
     """
-    if spec.path is not None:
-        # Not Path.expanduser: that raises where there is no such user.
-        path = Path(os.path.expanduser(spec.path))  # noqa: PTH111
-        if path.exists() or HubId.parse(spec.path) is None:
-            return Files(_local(path), str(path))
+    if (path := _path_meant(spec)) is not None:
+        return Files(_local(path), str(path))
     hub_id = HubId.parse(spec.dataset or spec.path or "")
     if hub_id is None:  # checked with the spec
         raise ConfigError(f"{spec.dataset} is no dataset's id")
     return _on_hub(HubId(hub_id.repo, spec.revision or hub_id.revision), spec)
+
+
+def _path_meant(spec: TaskSpec) -> Path | None:
+    """The path on this machine; None where a dataset of the Hub is meant."""
+    if spec.path is None:
+        return None
+    # Not Path.expanduser: that raises where there is no such user.
+    path = Path(os.path.expanduser(spec.path))  # noqa: PTH111
+    return path if path.exists() or HubId.parse(spec.path) is None else None
 
 
 def _local(path: Path) -> tuple[Path, ...]:
@@ -66,19 +77,12 @@ def _local(path: Path) -> tuple[Path, ...]:
 
 def _preferred(paths: Iterable[Path]) -> tuple[Path, ...]:
     """Of files that differ in their ending alone, keep the plainest; in order of their names."""
-    best: dict[str, Path] = {}
-    for path in sorted(paths):
-        suffix = next((s for s in reversed(SUFFIXES) if path.name.endswith(s)), None)
-        if suffix is None:
-            continue
-        stem = str(path).removesuffix(suffix)
-        if stem not in best or SUFFIXES.index(suffix) < SUFFIXES.index(_suffix(best[stem], stem)):
-            best[stem] = path
-    return tuple(best.values())
-
-
-def _suffix(path: Path, stem: str) -> str:
-    return str(path).removeprefix(stem)
+    found, best = list(paths), dict[str, Path]()
+    for suffix in SUFFIXES:  # none is the end of another
+        for path in found:
+            if path.name.endswith(suffix):
+                best.setdefault(str(path).removesuffix(suffix), path)
+    return tuple(sorted(best.values()))
 
 
 def _on_hub(hub_id: HubId, spec: TaskSpec) -> Files:
