@@ -39,7 +39,7 @@ setup: .venv/.made .venv-deploy/.made ## Make .venv from the lock, and the tools
 demo: .venv/.made ## Serve the demo's base and enhanced models
 	$(BIN)/python -m vllm_rvec.serve --config examples/reasoning_in_miniature/serve.yaml
 
-demo-train: setup ## Train the demo's model again (about 10 minutes)
+demo-train: setup ## Train the demo's model again (half an hour on two busy cores)
 	$(BIN)/python examples/reasoning_in_miniature/train.py
 
 demo-sweep: setup ## Make the README's table again, on real engines (about 10 minutes)
@@ -128,7 +128,7 @@ profile: setup ## Draw where a load's time goes, again
 bench-merge: setup ## Extract beside cp, merge beside mergekit (make mergekit)
 	MERGEKIT_ENV=$(MERGEKIT_ENV) $(BIN)/python -m benchmarks.extract_merge
 
-lock: setup ## Resolve the locks under requirements/ again
+lock: setup ## Resolve the locks of .venv and the images again
 	$(BIN)/python requirements/lock.py
 
 clean: ## Remove what can be made again

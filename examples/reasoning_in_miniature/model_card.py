@@ -28,9 +28,10 @@ for target and donors together, {threads} threads).
 _TARGET = """\
 It has seen no reinforcement learning. It answers questions such as
 
-> Leo has 60 apples. Gets 2. Gives 7. How many apples now?
+> Mia has 74 apples. Gives 6. Gets 2. Gets 1. How many apples now?
 
-as `60 +2=62 -7=55. Answer: 55` where it writes its steps, or as `Answer: 55` where it guesses.
+as `74 -6=68 +2=70 +1=71. Answer: 71` where it writes its steps, or as `Answer: 77` where it
+guesses.
 Prompts are ChatML, one user turn, no system turn; ask greedily (`temperature` 0).
 
 ## What it shows

@@ -58,6 +58,31 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.is_running() and p.status() != "zombie"]
 
 
+def status_of(client: openai.OpenAI, model: str) -> int | None:
+    """200, an error's status, or None where no answer came in time."""
+    try:
+        client.completions.create(model=model, prompt="x", max_tokens=1)
+    except openai.APITimeoutError:
+        return None
+    except openai.APIStatusError as exc:
+        return exc.status_code
+    return 200
+
+
+def test_an_engine_that_hangs_is_skipped_and_taken_back(fused_demo: RunningServer) -> None:
+    """It accepts and never answers: its requests wait, then get 503 at once; the other serves."""
+    client, engine = fused_demo.client(timeout=2), fused_demo.engine("enhanced@1")
+    engine.suspend()
+    try:
+        assert status_of(client, "enhanced@1") is None
+        assert status_of(client, "base") == 200
+        until(lambda: status_of(client, "enhanced@1") == 503, "the variant is skipped", 60)
+        assert status_of(client, "base") == 200
+    finally:
+        engine.resume()
+    until(lambda: status_of(client, "enhanced@1") == 200, "the variant is back", 60)
+
+
 def test_a_killed_engine_ends_its_stream_alone_and_comes_back(fused_demo: RunningServer) -> None:
     """Its stream ends with an error, the other's goes on, requests get 503, then it is back."""
     demo = fused_demo

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.engine
 
 NAME = "live"
 ADMIN_KEY = "the-admin-key-nobody-may-see"
-QUESTION = "Leo has 60 apples. Gets 2. Gives 7. How many apples now?"
+PROMPT = "Leo has 60 apples. Gets 2. Gives 7."
 LONG = " ".join(f"Start with {n}. Add 5. Take 8. What is the result?" for n in range(40, 52))
 """More than the 128 tokens of a block, so that the prefix cache can hold some of it."""
 
@@ -95,7 +95,7 @@ def change(server: RunningServer, alpha: float) -> dict[str, Any]:
     return done
 
 
-def answer(server: RunningServer, model: str, prompt: str = QUESTION) -> tuple[str, Any]:
+def answer(server: RunningServer, model: str, prompt: str = PROMPT) -> tuple[str, Any]:
     """Text and log-probabilities, greedy; salted, so that no engine has it cached."""
     done = server.client().completions.create(
         model=model,

@@ -23,9 +23,10 @@ pytestmark = pytest.mark.engine
 
 RANK = 8
 PROMPTS = [
-    "Start with 46. Add 5. Take 8. What is the result?",
-    "Leo has 60 apples. Gets 2. Gives 7. How many apples now?",
+    "Start with 46.",
+    "Start with 12. Add 30. Take 4. Add 3. What is",
 ]
+"""Cut short: the demo ends at once where it isn't asked as in a chat."""
 
 
 def merge_product(base: Path, adapter: Path, folder: Path) -> Path:

@@ -33,8 +33,8 @@ ALPHA = 0.3
 SERVER_KEY = "the-servers-key"
 ENGINE_ENV = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
 PROMPTS = [
-    "Start with 46. Add 5. Take 8. What is the result?",
-    "Leo has 60 apples. Gets 2. Gives 7. How many apples now?",
+    "Start with 46.",
+    "Leo has 60 apples. Gets 2. Gives 7.",
     "Add 7",
 ]
 

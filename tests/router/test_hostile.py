@@ -67,10 +67,16 @@ async def connect(resources: AsyncExitStack) -> Callable[[str], Awaitable[Connec
     async def open_one(url: str) -> Connection:
         address = URL(url)
         reader, writer = await asyncio.open_connection(address.host, address.port)
-        resources.callback(writer.transport.abort)
+        resources.callback(reset, writer.transport)
         return reader, writer
 
     return open_one
+
+
+def reset(transport: asyncio.WriteTransport) -> None:
+    """Not one that is closing: where that had something left to send, `abort` fails (CPython)."""
+    if not transport.is_closing():
+        transport.abort()
 
 
 def head(*headers: bytes, length: int | None = None) -> bytes:
