@@ -242,7 +242,7 @@ class Observation:
             last = self._body
         for text in (self._earlier_usage, last):
             # A plain search finds out what the expression's would take much longer for.
-            if text and b'"usage"' in text:
+            if b'"usage"' in text:
                 for usage in _usages(text):
                     self._read_usage(usage)
         self._begun = self._earlier_usage = self._last = self._before_last = self._body = b""
