@@ -99,6 +99,27 @@ def test_examples_are_earlier_turns_of_a_chat(write: Write) -> None:
     assert task.problems[0].messages[1].content == f"{GSM8K[0]['question']}\n\nGo."
 
 
+@pytest.mark.parametrize("ask", ["chat", "completion"])
+def test_only_the_examples_themselves_are_left_out(write: Write, ask: str) -> None:
+    """Every prompt shows them, and many problems have the answer of one: those are asked."""
+    sums = [{"id": n, "question": f"{n} + {n % 3}?", "answer": n % 2} for n in range(8)]
+    shots = {"path": str(write("train.jsonl", sums[:2])), "count": 2}
+    task = load(write("sums.jsonl", sums), ask=ask, few_shot=shots)
+    assert [problem.id for problem in task.problems] == [str(n) for n in range(2, 8)]
+
+
+def test_an_example_that_is_a_chat_shows_what_it_asks(write: Write) -> None:
+    """The user's last message, and no empty one."""
+    chats = [
+        {"messages": [{"role": "user", "content": text}], "answer": text.upper()}
+        for text in ("one", "two")
+    ]
+    path = write("chats.jsonl", chats)
+    task = load(path, few_shot={"path": str(path), "count": 1})
+    said = [message.content for problem in task.problems for message in problem.messages]
+    assert said == ["one", "ONE", "two"]
+
+
 def test_humaneval_is_asked_and_graded(write: Write) -> None:
     """Asked in a chat or completed; right is what passes the tests."""
     path = write("HumanEval.jsonl.gz", HUMANEVAL)

@@ -12,7 +12,6 @@ from vllm_rvec.evaluation.tasks.files import Fault, Record, read_records
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from vllm_rvec.evaluation.records import Problem
     from vllm_rvec.evaluation.tasks.formats import Asked
     from vllm_rvec.evaluation.tasks.spec import FewShot
 
@@ -33,8 +32,7 @@ class Examples:
 
     def before_question(self, asked: Asked) -> str:
         """Put the text before the user's message."""
-        last = asked.messages[-1][1] if asked.messages else asked.question
-        return self._text(asked) + last
+        return self._text(asked) + asked.question
 
     def before_prompt(self, asked: Asked) -> str:
         """Put text and examples before a completion's prompt."""
@@ -46,15 +44,6 @@ class Examples:
         for one in self.solved:
             yield "user", one.question
             yield "assistant", one.solution
-
-    def shows(self, problem: Problem) -> bool:
-        """Whether a problem is one of the examples."""
-        asked = problem.prompt if problem.prompt is not None else problem.messages[-1].content
-        return any(
-            one.answer == problem.answer
-            and (one.prompt if problem.prompt is not None else one.question) in asked
-            for one in self.solved
-        )
 
     def _text(self, asked: Asked) -> str:
         text = self.texts.get(asked.family, self.texts.get("", ""))

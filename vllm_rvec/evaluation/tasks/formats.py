@@ -33,7 +33,7 @@ class Asked:
     """A record, understood."""
 
     question: str
-    """For a chat: the user's message, without instruction and examples."""
+    """For a chat: the user's last message, without instruction and examples."""
     prompt: str
     """For a completion: to where the answer begins."""
     answer: JsonValue
@@ -113,7 +113,7 @@ class OwnLine(BaseModel):
 
 
 def _own(line: OwnLine, _: Record, spec: TaskSpec) -> Asked:
-    text = line.question if line.question is not None else line.prompt or ""
+    text = line.messages[-1].content if line.messages else line.question or line.prompt or ""
     choices: dict[str, JsonValue] = {} if line.choices is None else {"choices": [*line.choices]}
     return Asked(
         question=text,

@@ -161,7 +161,7 @@ class _Loading:
                 problems.append(problem)
         if faults:
             raise _unusable(paths, faults)
-        asked = tuple(one for one in problems if not examples.shows(one))
+        asked = self._without_examples(problems, examples)
         if not asked:
             raise ConfigError(
                 f"the task {self._spec.called} asks nothing",
@@ -169,6 +169,14 @@ class _Loading:
                 path=paths[0],
             )
         return asked
+
+    def _without_examples(
+        self, problems: Sequence[Problem], examples: Examples
+    ) -> tuple[Problem, ...]:
+        """Leave out what an example asks, word for word, and answers alike."""
+        puts = [(one.answer, self._put(one, examples)) for one in examples.solved]
+        shown = [(answer, put.get("prompt"), put.get("messages", ())) for answer, put in puts]
+        return tuple(one for one in problems if (one.answer, one.prompt, one.messages) not in shown)
 
     def _problem(
         self,
