@@ -182,10 +182,12 @@ def test_a_folder_without_an_answer_holds_no_sweep(
 def test_the_report_is_written_again_without_asking(
     server: StandIn, task: Path, tmp_path: Path
 ) -> None:
-    """From the folder alone; and refused where the problems are others by now."""
+    """Of what the last run asked; and refused where the problems are others by now."""
     out = tmp_path / "out"
     assert sweep(*basics(server, task, out)).returncode == 0
     asked = len(server.asked)
+    fewer = ("--arms", "base,vector", "--alphas", "0.5", "--limit", 20)
+    assert sweep(*basics(server, task, out), *fewer).returncode == 0
     before = (out / "report.json").read_text()
     (out / "report.json").unlink()
     again = sweep("--report-only", "--output", out, "--json")

@@ -86,6 +86,26 @@ def test_more_of_the_same_goes_on(changed: dict[str, Any]) -> None:
     assert len(going_on.runs) == 2
 
 
+def test_what_an_earlier_run_asked_is_not_forgotten(tmp_path: Path) -> None:
+    """Its answers are in the folder: a run without it must not let a third ask it otherwise."""
+    fewer = record().continuing(
+        record(arms=(BASE, HALF), tasks={"sums": TASK, "more": TASK}, random_seed=1)
+    )
+    fewer.write(tmp_path)
+    third = record(
+        arms=(BASE, HALF.model_copy(update={"alpha": 0.4})),
+        tasks={"more": TASK.model_copy(update={"digest": "b"})},
+        random_seed=2,
+    )
+    kept = read_record(tmp_path)
+    assert kept is not None
+    assert third.clashes(kept) == [
+        "random seed: 1 there, 2 now",
+        "task more: another digest",
+        "arm v@0.5: another alpha",
+    ]
+
+
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
@@ -95,6 +115,7 @@ def test_more_of_the_same_goes_on(changed: dict[str, Any]) -> None:
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"temperature": 0.7}, "temperature: 0.0 there, 0.7 now"),
         ({"engine": {}}, "vLLM's --dtype: float32 there, None now"),
+        ({"config": {"vocabulary": "common"}}, "vocabulary: strict there, common now"),
         (
             {"tasks": {"sums": TaskRecord.of(Task("sums", (), "exact", digest="b"))}},
             "task sums: another digest",

@@ -96,7 +96,7 @@ def report_again(path: Path | None, given: Mapping[str, object], *, as_json: boo
     record = read_record(folder)
     if record is None:
         raise ConfigError(f"there is no sweep in {folder}", fix="name its folder: --output")
-    config = SweepConfig.model_validate(record.config | {"output": str(folder)})
+    config = load_sweep_config(None, record.config | {"output": str(folder)})
     tasks = load_tasks(config)
     changed = [task.name for task in tasks if record.tasks[task.name].digest != task.digest]
     if changed:
@@ -104,7 +104,9 @@ def report_again(path: Path | None, given: Mapping[str, object], *, as_json: boo
             f"other problems than were asked: {', '.join(changed)}",
             fix="bring the tasks' files back as they were",
         )
-    _report(config, record, tasks, [arm.arm() for arm in record.arms], as_json=as_json)
+    wanted = {one.name for one in wanted_arms(config)} - record.missing.keys()
+    arms = [arm.arm() for arm in record.arms if arm.name in wanted]
+    _report(config, record, tasks, arms, as_json=as_json)
 
 
 def show_plan(

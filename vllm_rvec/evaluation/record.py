@@ -130,7 +130,9 @@ class SweepRecord(_Part):
     engine: dict[str, JsonValue]
     """vLLM's flags."""
     tasks: dict[str, TaskRecord]
+    """What was asked in any run: its answers are there still, whatever the last run asked."""
     arms: tuple[ArmRecord, ...]
+    """The same, the last run's first."""
     missing: dict[str, str]
     """Arms that could not be had, and why."""
     config: dict[str, JsonValue]
@@ -160,6 +162,10 @@ class SweepRecord(_Part):
             and self.random_seed != kept.random_seed
         ):
             yield f"random seed: {kept.random_seed} there, {self.random_seed} now"
+        # By it an engine of its own has other weights, of the same target and vector.
+        old, new = (one.config.get("vocabulary", "strict") for one in (kept, self))
+        if old != new:
+            yield f"vocabulary: {old} there, {new} now"
         old_flags, new_flags = _telling(kept.engine), _telling(self.engine)
         for flag in sorted(old_flags.keys() | new_flags.keys()):
             if old_flags.get(flag) != new_flags.get(flag):
@@ -178,7 +184,15 @@ class SweepRecord(_Part):
                 why="answers of one sweep compare only when all were asked in the same way",
                 fix="choose another folder: --output; or go back to what was asked there",
             )
-        return self.model_copy(update={"runs": (*kept.runs, *self.runs)})
+        now = _by_name(self.arms)
+        return self.model_copy(
+            update={
+                "random_seed": kept.random_seed if self.random_seed is None else self.random_seed,
+                "tasks": {**kept.tasks, **self.tasks},
+                "arms": (*self.arms, *(arm for arm in kept.arms if arm.name not in now)),
+                "runs": (*kept.runs, *self.runs),
+            }
+        )
 
     def write(self, folder: Path) -> None:
         """Write it, whole or not at all.
