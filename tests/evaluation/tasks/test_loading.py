@@ -55,10 +55,11 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         + b'{"question": "q", "answer": '
         + b"[" * 100_000
         + b"\n"
+        + b'{"question": "q", "answer": [1e999]}\n'
     )
     problems = refusal(path).problems
     assert [problem.partition(":")[0] for problem in problems] == [
-        f"line {n}" for n in (1, 4, 5, 6, 7, 8, 9, 10, 11)
+        f"line {n}" for n in (1, 4, 5, 6, 7, 8, 9, 10, 11, 12)
     ]
     said = "\n".join(problems)
     for words in (
@@ -71,6 +72,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
         "longer than 1,048,576 bytes",
         "the id 2 is that of line 2 already",
         "nested too deep",
+        "a number is too large",
     ):
         assert words.replace("an object", "a JSON object") in said
 

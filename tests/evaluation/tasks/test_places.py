@@ -139,3 +139,10 @@ def test_parquet_needs_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pyarrow", ModuleType("pyarrow"))
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", parquet)
     assert len(load(path=str(path), format="gsm8k").problems) == 3
+
+    def read_broken(_: Path) -> None:
+        raise ValueError("Parquet magic bytes not found in footer.")  # as pyarrow's ArrowInvalid
+
+    parquet.read_table = read_broken  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="magic bytes not found"):
+        load(path=str(path), format="gsm8k")

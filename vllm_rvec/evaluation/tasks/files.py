@@ -140,7 +140,11 @@ def _of_parquet(path: Path) -> Iterator[Record]:
             fix="install vllm-rvec[parquet], or give the benchmark's own JSON file as `path`",
             path=path,
         ) from exc
-    for number, values in enumerate(parquet.read_table(path).to_pylist(), 1):
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ValueError as exc:  # what pyarrow raises is one
+        raise ConfigError(f"the task's file {path} can't be read", why=str(exc), path=path) from exc
+    for number, values in enumerate(rows, 1):
         yield Record(path, number, values, is_line=False)
 
 
@@ -156,7 +160,9 @@ def _parsed(data: bytes) -> Any:
         msg = f"not UTF-8, from byte {exc.start + 1} on"
         raise ValueError(msg) from exc
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_number
+        )
     except json.JSONDecodeError as exc:
         msg = f"not JSON: {exc.msg}, at character {exc.pos + 1}"
         raise ValueError(msg) from exc
@@ -171,10 +177,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         msg = f"`{next(n for n in names if names.count(n) > 1)}` is given twice"
         raise ValueError(msg)
-    if any(isinstance(value, float) and not math.isfinite(value) for value in values.values()):
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
         msg = "a number is too large"
         raise ValueError(msg)
-    return values
+    return value
 
 
 def _no_number(name: str) -> None:
