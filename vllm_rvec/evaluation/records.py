@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from pydantic import JsonValue
 
@@ -24,7 +24,6 @@ __all__ = [
     "Message",
     "Problem",
     "Task",
-    "by_arm",
 ]
 
 Half = Literal["choose", "confirm"]
@@ -164,11 +163,3 @@ class Answer:
     def is_cut_off(self) -> bool:
         """Whether it ran into `max_tokens`: over-thinking, or collapse into repetition."""
         return self.finish_reason == "length"
-
-
-def by_arm(answers: Sequence[Answer]) -> Mapping[str, Sequence[Answer]]:
-    """Sort answers by arm, in the order in which arms first come."""
-    sorted_by: dict[str, list[Answer]] = {}
-    for answer in answers:
-        sorted_by.setdefault(answer.arm, []).append(answer)
-    return sorted_by

@@ -263,10 +263,6 @@ class SweepResults:
         """Every scope, widest first, in the order of tasks."""
         return tuple(dict.fromkeys(summary.scope for summary in self.summaries))
 
-    def arm(self, name: str) -> Arm:
-        """The arm of that name."""
-        return next(arm for arm in self.arms if arm.name == name)
-
     def of_kind(self, *kinds: ArmKind) -> tuple[Arm, ...]:
         """The arms of these kinds, by alpha."""
         found = [arm for arm in self.arms if arm.kind in kinds]
