@@ -73,6 +73,8 @@ def test_pods_are_restricted(pod: str) -> None:
     """Non-root, no token, no capability, resources, the weights read-only."""
     spec = pods()[pod]
     assert spec["automountServiceAccountToken"] is False
+    taints = [taint["key"] for taint in spec.get("tolerations", [])]
+    assert taints == (["nvidia.com/gpu"] if pod == "worker" else [])
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     (container,) = spec["containers"]
@@ -107,12 +109,15 @@ def test_each_replica_finds_a_gpu() -> None:
     )
     assert pods()["worker"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert group["minReplicas"] == group["replicas"] == least
+    # More would never come: nothing but Ray's autoscaler adds workers.
+    assert group["maxReplicas"] == least
 
 
 def test_the_dockerfile_is_sound() -> None:
-    """By hadolint."""
+    """By hadolint; and it has what KubeRay's own probes of a worker are made with."""
     done = run_tool("hadolint", FOLDER / "Dockerfile")
     assert not done.stdout + done.stderr
+    assert "install --yes --no-install-recommends wget" in (FOLDER / "Dockerfile").read_text()
 
 
 @pytest.mark.engine
