@@ -97,6 +97,14 @@ def test_every_container_says_what_it_needs(target: str) -> None:
         assert (gpus[0] is not None) == is_engine
 
 
+def test_what_needs_a_gpu_may_go_where_they_are(target: str) -> None:
+    """On nodes that keep off by a taint what asks for none."""
+    for pod in pods(target):
+        is_engine = any(container["name"] == "engine" for container in pod.containers)
+        keys = [taint["key"] for taint in pod.spec.get("tolerations", [])]
+        assert keys == (["nvidia.com/gpu"] if is_engine else [])
+
+
 def test_whatever_answers_is_probed(target: str) -> None:
     """At its start, for life, and for traffic."""
     probed = [c for _, c in each_container(target) if answers_http(c)]

@@ -38,6 +38,35 @@ def test_the_overlays_are_those_that_are_documented() -> None:
     assert not [name for name in OVERLAYS if f"`{name}`" not in readme]
 
 
+def test_an_overlay_of_ones_own_renders(tmp_path: Path) -> None:
+    """The README's, to the letter: its names, and its patches of every engine, take hold."""
+    (example,) = re.findall(r"```yaml\n(.*?)```", (KUBERNETES / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "vllm_rvec").symlink_to(DEPLOY.parent)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kustomization.yaml").write_text(example)
+    done = run_tool("kubectl", "kustomize", tmp_path / "mine")
+    assert done.returncode == 0, done.stderr
+    assert "registry.example.com" not in done.stdout
+    found = list(yaml.safe_load_all(done.stdout))
+    engines = [
+        one["spec"]["template"]["spec"]["containers"][0]
+        for one in found
+        if one["kind"] == "Deployment" and one["metadata"]["name"].startswith("engine-")
+    ]
+    assert len(engines) == 2
+    for engine in engines:
+        assert engine["args"][:2] == [
+            "--tensor-parallel-size=4",
+            "--model=/weights/targets/$(TARGET_REVISION)",
+        ]
+        assert engine["resources"]["limits"]["nvidia.com/gpu"] == "4"
+    (claim,) = [one for one in found if one["kind"] == "PersistentVolumeClaim"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "500Gi"
+    watched = [one for one in found if one["apiVersion"].startswith("monitoring.coreos.com/")]
+    assert [one["metadata"]["labels"]["release"] for one in watched] == ["prometheus"] * 3
+    validate(tmp_path, {"mine": done.stdout})
+
+
 def test_every_object_fits_its_schema(tmp_path: Path) -> None:
     """A kind without a schema is a failure, unless it has one here."""
     said = validate(tmp_path, {t.replace("/", "-"): rendered_text(t) for t in TARGETS})

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.deploy.rendered import pods
 from tests.deploy.tools import ROOT, pins
+from tests.support.hub import StandInHub, run_hub
 from tests.support.miniature import MINIATURE
 from tests.support.processes import until
 from tests.support.web import run_web
@@ -111,6 +113,46 @@ def test_a_vector_is_fetched_by_its_digest_into_a_volume(packages: Path) -> None
     assert wrong.returncode == 6
     again = run(packages, "-m", "vllm_rvec", "fetch", f"{url}#blake3={digest}")
     assert again.stdout == done.stdout
+
+
+def download(packages: Path, hub: StandInHub, volume: Path, commit: str) -> int:
+    """Run the init container's own words, with another volume; returns its exit status."""
+    (pod,) = [pod for pod in pods("base") if pod.name.startswith("engine-")]
+    (container,) = [c for c in pod.containers if c["name"] == "target"]
+    words = " ".join(container["args"])
+    for name, value in {
+        "$(TARGET)": "team/target",
+        "$(TARGET_REVISION)": commit,
+        "/weights": str(volume),
+    }.items():
+        words = words.replace(name, value)
+    code = "import sys; from huggingface_hub.cli.hf import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code, "download", *words.split()],
+        env={
+            **environment(packages),
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(volume / "home"),
+            "HF_HUB_DISABLE_XET": "1",
+        },
+        capture_output=True,
+        check=False,
+        timeout=DEADLINE_SECONDS,
+    )
+    return done.returncode
+
+
+def test_a_target_is_fetched_into_a_volume(packages: Path, tmp_path: Path) -> None:
+    """As the init container does it: without pickles; what is there whole needs no Hub any more."""
+    files = dict.fromkeys(("config.json", "a.safetensors", "b.bin", "original/c.pth"), b"{}")
+    with run_hub() as hub:
+        commit = hub.add("team/target", files)
+        assert download(packages, hub, tmp_path, commit) == 0
+    folder = tmp_path / "targets" / commit
+    assert {file.name for file in folder.glob("[!.]*")} == {"config.json", "a.safetensors"}
+    assert download(packages, hub, tmp_path, commit) == 0
+    (folder / "a.safetensors").unlink()
+    assert download(packages, hub, tmp_path, commit) != 0
 
 
 class Engine(BaseHTTPRequestHandler):
