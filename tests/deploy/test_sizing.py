@@ -89,6 +89,21 @@ def test_load_time() -> None:
     assert table("Load time") == expected
 
 
+def test_the_benchmarks_own_table() -> None:
+    """The same at the measured disk, for a rank and warm too."""
+    expected = []
+    for model in MODELS:
+        for kind in ("plain", *RATIOS):
+            one = estimate(model, kind, Rates(10.6e9, 2e9, RATIOS))
+            stored = f"{one.vector_bytes / 1e9:.1f}" if kind in RATIOS else "0"
+            expected.append(
+                f"| {model if kind == 'plain' else ''} | {'none' if kind == 'plain' else kind} "
+                f"| {one.weights_bytes / 1e9:.1f} / {stored} "
+                f"| {one.warm_seconds:.1f} | {one.cold_seconds:.1f} |".replace("|  |", "| |")
+            )
+    assert "\n".join(expected) in (ROOT / "benchmarks" / "README.md").read_text()
+
+
 def test_rates_are_the_measured_ones() -> None:
     """Of the README's run, as the benchmarks' paper takes them."""
     readme = (ROOT / "README.md").read_text()
