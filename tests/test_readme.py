@@ -96,6 +96,14 @@ def test_every_loader_key_is_documented() -> None:
     assert all(f"`{key}`" in text for key in keys)
 
 
+def test_every_code_of_the_routers_errors_is_documented() -> None:
+    """In the table of its README."""
+    source = " ".join(file.read_text() for file in (ROOT / "vllm_rvec" / "router").rglob("*.py"))
+    codes = set(re.findall(r'\bcode(?:: ClassVar\[str\])? ?= ?"(\w+)"', source))
+    assert {"request_timeout", "model_busy"} <= codes
+    assert {code for code in codes if f"`{code}`" not in section(ROUTER_README, "errors")} == set()
+
+
 def test_every_exit_status_is_documented() -> None:
     """A row each."""
     assert all(f"\n| {code} | " in README for code in (0, 1, 2, *EXIT_CODES.values()))
