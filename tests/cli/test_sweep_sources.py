@@ -18,6 +18,7 @@ from vllm_rvec.errors import AlphaChangeFailedError, ConfigError, EngineStartupE
 from vllm_rvec.evaluation.arms import placed_arms, wanted_arms
 from vllm_rvec.evaluation.config import SweepConfig
 from vllm_rvec.serve import EngineConsole, EngineState, ServeConfig, load_config, plan_engines
+from vllm_rvec.vector.derive.random_like import random_like
 from vllm_rvec.vector.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -113,6 +114,18 @@ def test_one_dial_has_both_vectors_and_all_arms(
     (spec,) = plan_engines(engine.settings, mode="dial")
     options = json.loads(spec.argv[spec.argv.index("--model-loader-extra-config") + 1])
     assert [one["name"] for one in options["vectors"]] == ["vector", "random"]
+
+
+def test_a_random_vector_goes_with_the_vector_that_is_swept(
+    family: Family, vector: Path, tmp_path: Path
+) -> None:
+    """One that an earlier run has drawn is taken; that of another vector has other norms."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    random_like(vector, other, seed=1)
+    for _ in range(2):
+        OwnSource(config(family, vector, out), CONSOLE).prepare([])
+    with pytest.raises(ConfigError, match=r"random-vector-0 is no random vector of .*other"):
+        OwnSource(config(family, other, out), CONSOLE).prepare([])
 
 
 def test_without_a_random_arm_the_dial_has_one_vector(

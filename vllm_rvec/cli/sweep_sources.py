@@ -17,6 +17,7 @@ from typing import Protocol
 import aiohttp
 from rich.console import Console
 
+from vllm_rvec.checkpoint.digest import file_digest
 from vllm_rvec.checkpoint.fetch import locate_checkpoint
 from vllm_rvec.checkpoint.hub import HubId
 from vllm_rvec.checkpoint.remote import is_url, shown
@@ -43,7 +44,7 @@ from vllm_rvec.serve import (
 from vllm_rvec.serve.preflight import check_files
 from vllm_rvec.vector.compatibility import Verdict
 from vllm_rvec.vector.dial import AlphaRange
-from vllm_rvec.vector.manifest import Manifest
+from vllm_rvec.vector.manifest import MANIFEST_NAME, Manifest
 
 __all__ = ["EndpointSource", "OwnSource", "Source", "planned_offer", "source_of"]
 
@@ -270,7 +271,8 @@ class OwnSource:
         return self._config.folder / f"random-vector-{self._config.random_seed}"
 
     def _make_random(self) -> None:
-        if is_folder(self._random):  # of an earlier run of this sweep, as the record has it
+        if is_folder(self._random):
+            self._check_random()
             return
         from vllm_rvec.vector.derive.random_like import random_like  # noqa: PLC0415 - torch, slow
 
@@ -278,6 +280,16 @@ class OwnSource:
         with show_progress("drawing the random vector") as on_progress:
             random_like(
                 located, self._random, seed=self._config.random_seed, on_progress=on_progress
+            )
+
+    def _check_random(self) -> None:
+        """Refuse another vector's: one that was named before, and of which no answer came."""
+        steps = Manifest.read(self._random).lineage
+        if not steps or file_digest(self._vector / MANIFEST_NAME) not in steps[-1].inputs:
+            raise ConfigError(
+                f"{self._random} is no random vector of {self._config.vector}",
+                why="it was drawn by another vector's norms",
+                fix="remove that folder, and it is drawn again; or choose another: --output",
             )
 
     @cached_property
