@@ -174,9 +174,23 @@ def test_a_folder_without_an_answer_holds_no_sweep(
 ) -> None:
     """As an engine leaves it that did not start: other flags may be tried at once."""
     out = tmp_path / "out"
-    assert sweep(*basics(server, task, out)).returncode == 0
+    given = ("--endpoint", server.url, "--task", task, "--output", out, "--arms", "base")
+    assert sweep(*given).returncode == 0
     (out / "answers.jsonl").write_bytes(b"")
-    assert sweep(*basics(server, task, out), "--seed", 1).returncode == 0
+    assert sweep(*given, "--seed", 1).returncode == 0
+
+
+def test_answers_to_nobody_knows_what_are_not_gone_on_with(
+    server: StandIn, task: Path, tmp_path: Path
+) -> None:
+    """Whoever removed the record would have another sweep's answers in this one's report."""
+    out = tmp_path / "out"
+    given = ("--endpoint", server.url, "--task", task, "--output", out, "--arms", "base")
+    assert sweep(*given).returncode == 0
+    (out / "sweep.json").unlink()
+    refused = sweep(*given, "--seed", 1)
+    assert refused.returncode == 3
+    assert "holds answers, and no sweep.json that says to what" in refused.stderr
 
 
 def test_the_report_is_written_again_without_asking(
@@ -264,6 +278,8 @@ def test_a_dry_run_says_what_would_be_asked(server: StandIn, task: Path, tmp_pat
         ({"tasks": [{"path": "a", "scorr": "exact"}]}, "did you mean `scorer`?"),
         ({"tasks": ["a.jsonl", "b/a.jsonl"]}, "two tasks are called a"),
         ({"temperature": True}, "should be a number, not true or false"),
+        ({"engine_words": ["b.jsonl"]}, "'b.jsonl' belongs to no flag"),
+        ({"engine_words": ["--dtype", "float32"]}, "what stands after -- is for an engine"),
     ],
 )
 def test_what_is_wrong_is_said_at_once(

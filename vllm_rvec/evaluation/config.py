@@ -157,6 +157,10 @@ class SweepConfig(BaseModel):
                 for name in ("model", "vector")
                 if getattr(self, name) is None
             )
+        if self.engine_words and not self.engine_words[0].startswith("-"):
+            yield f"{self.engine_words[0]!r} belongs to no flag: each task has a --task of its own"
+        elif self.engine_words and self.endpoint is not None:
+            yield "what stands after -- is for an engine of our own, and there is an `endpoint`"
 
     @property
     def prompted_alphas(self) -> tuple[float, ...]:

@@ -15,12 +15,21 @@ from vllm_rvec.errors import ConfigError
 from vllm_rvec.evaluation.answers import key_of, read_answers
 from vllm_rvec.evaluation.asking import Question, questions_of
 from vllm_rvec.evaluation.halves import half_of
-from vllm_rvec.evaluation.record import ArmRecord, How, Run, SweepRecord, TaskRecord, read_record
+from vllm_rvec.evaluation.record import (
+    RECORD_NAME,
+    ArmRecord,
+    How,
+    Run,
+    SweepRecord,
+    TaskRecord,
+    read_record,
+)
 from vllm_rvec.evaluation.records import ArmKind
 from vllm_rvec.evaluation.tasks import chosen_problems, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from pydantic import JsonValue
 
@@ -120,8 +129,8 @@ class Sweep:
         record = _record(config, tasks, plan, subject, run)
         answers = read_answers(config.folder)
         # Where nothing was answered, say because the engine did not start, nothing has to match.
-        if answers and (kept := read_record(config.folder)) is not None:
-            record = record.continuing(kept)
+        if answers:
+            record = record.continuing(_kept_record(config.folder))
         record.write(config.folder)
         known = _asked_now(answers, plan.arms, tasks)
         return cls(config, tasks, plan, record, known)
@@ -181,6 +190,16 @@ def _record(
         config=config.model_dump(mode="json", by_alias=True, exclude_unset=True),
         runs=(run,),
     )
+
+
+def _kept_record(folder: Path) -> SweepRecord:
+    if (kept := read_record(folder)) is None:
+        raise ConfigError(
+            f"{folder} holds answers, and no {RECORD_NAME} that says to what",
+            fix="bring it back, or choose another folder: --output",
+            path=folder,
+        )
+    return kept
 
 
 def _versions() -> dict[str, str]:
