@@ -128,6 +128,13 @@ def test_the_file_fits_the_unit() -> None:
     assert Path(routing.results.path).parent == Path("/var/lib", one("StateDirectory"))
 
 
+def test_programs_of_the_environment_are_found() -> None:
+    """By engines too, which start compilers by name."""
+    (path,) = [line for line in settings()["Environment"] if line.startswith("PATH=")]
+    command = shlex.split(one("ExecStart"))[1]
+    assert path.removeprefix("PATH=").split(":")[0] == str(Path(command).parent)
+
+
 def test_keys_are_variables_of_the_command() -> None:
     """And lie where the unit's configuration does."""
     for given in settings()["LoadCredential"]:
