@@ -74,6 +74,7 @@ def test_a_file_that_is_something_else_is_refused(tmp_path: Path) -> None:
         {"target": "another/path"},
         {"config": {"max_concurrency": 1}},
         {"engine": {"max_model_len": 512, "--dtype": "float32"}},
+        {"engine": {"--": ["--max_num_seqs", "8", "--dtype=float32"]}},
         {"arms": ()},
         {"arms": (BASE.model_copy(update={"model": "other"}),)},
     ],
@@ -115,6 +116,14 @@ def test_what_an_earlier_run_asked_is_not_forgotten(tmp_path: Path) -> None:
         ({"seed": 1}, "seed: 0 there, 1 now"),
         ({"temperature": 0.7}, "temperature: 0.0 there, 0.7 now"),
         ({"engine": {}}, "vLLM's --dtype: float32 there, None now"),
+        (
+            {"engine": {"dtype": "float32", "--": ["--max-num-seqs=8", "-tp", "2"]}},
+            "vLLM's --tp: None there, 2 now",
+        ),
+        (
+            {"engine": {"dtype": "float32", "--": ["--seed", "-1"]}},
+            "vLLM's --seed: None there, -1 now",
+        ),
         ({"config": {"vocabulary": "common"}}, "vocabulary: strict there, common now"),
         (
             {"tasks": {"sums": TaskRecord.of(Task("sums", (), "exact", digest="b"))}},

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vllm_rvec.evaluation.records import Task
 
-__all__ = ["RECORD_NAME", "ArmRecord", "Run", "SweepRecord", "TaskRecord", "read_record"]
+__all__ = ["RECORD_NAME", "TYPED", "ArmRecord", "Run", "SweepRecord", "TaskRecord", "read_record"]
 
 RECORD_NAME: Final = "sweep.json"
 
@@ -37,6 +37,9 @@ HARMLESS_FLAGS: Final = frozenset(
     }
 )
 """Flags of vLLM that decide how much fits, and not what is answered."""
+
+TYPED: Final = "--"
+"""Among the flags: the words that were typed behind it."""
 
 INCIDENTAL: Final = frozenset({"source", "model", "alphas"})
 """What may be called otherwise and is the same: a task's place, the served name of an arm."""
@@ -128,7 +131,7 @@ class SweepRecord(_Part):
     seed: int
     temperature: float
     engine: dict[str, JsonValue]
-    """vLLM's flags."""
+    """vLLM's flags; under `--` those that were typed."""
     tasks: dict[str, TaskRecord]
     """What was asked in any run: its answers are there still, whatever the last run asked."""
     arms: tuple[ArmRecord, ...]
@@ -235,8 +238,28 @@ def _by_name(arms: Sequence[ArmRecord]) -> dict[str, ArmRecord]:
 
 
 def _telling(flags: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    plain = {name.lstrip("-").replace("_", "-"): value for name, value in flags.items()}
+    typed = flags.get(TYPED)
+    plain = {_plain(name): value for name, value in flags.items() if name != TYPED}
+    plain.update(_typed(typed) if isinstance(typed, list) else {})
     return {name: value for name, value in plain.items() if name not in HARMLESS_FLAGS}
+
+
+def _typed(words: Sequence[JsonValue]) -> dict[str, JsonValue]:
+    """Sort the words of a command line by flag."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in map(str, words):
+        if word.startswith("-") and not word[1:2].isdigit():  # -1 is a value
+            flag, equals, value = word.partition("=")
+            name = _plain(flag)
+            found.setdefault(name, []).extend([value] if equals else [])
+        else:
+            found.setdefault(name, []).append(word)
+    return {name: " ".join(values) or True for name, values in found.items()}
+
+
+def _plain(flag: str) -> str:
+    return flag.lstrip("-").replace("_", "-")
 
 
 def _differing_parts(

@@ -17,6 +17,7 @@ from vllm_rvec.evaluation.asking import Question, questions_of
 from vllm_rvec.evaluation.halves import half_of
 from vllm_rvec.evaluation.record import (
     RECORD_NAME,
+    TYPED,
     ArmRecord,
     How,
     Run,
@@ -173,7 +174,7 @@ def _record(
     config: SweepConfig, tasks: Sequence[Task], plan: Plan, subject: Subject, run: Run
 ) -> SweepRecord:
     is_random = any(arm.kind is ArmKind.RANDOM for arm in plan.arms)
-    words: dict[str, JsonValue] = {"--": list(config.engine_words)} if config.engine_words else {}
+    words: dict[str, JsonValue] = {TYPED: list(config.engine_words)} if config.engine_words else {}
     return SweepRecord(
         how=subject.how,
         target=subject.target,
