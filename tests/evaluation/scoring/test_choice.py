@@ -36,6 +36,8 @@ def test_documented_examples_hold() -> None:
         "Answer: the Moon.",
         r"\boxed{B}",
         r"$\boxed{(B)}$",
+        r"\boxed{\text{B}}",
+        r"\boxed{\text{the Moon}}",
         "It can't be (A), nor (C).\n(B)",
         "I think that (A) is wrong and take (B) here",
         "Answer: A? No. Answer: B",

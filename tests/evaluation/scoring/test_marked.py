@@ -60,7 +60,9 @@ def test_any_text_is_read(text: str) -> None:
         read(text)
 
 
-@pytest.mark.parametrize("piece", ["answer", "answer:", "answer: \n", "*", " ", r"\boxed{", "}"])
+@pytest.mark.parametrize(
+    "piece", ["answer", "answer:", "answer: \n", "*", " ", r"\boxed{", r"\text{", "}"]
+)
 def test_long_repetitions_take_no_time(piece: str) -> None:
     """A model in collapse repeats itself; reading it is linear."""
     began = time.monotonic()

@@ -1,6 +1,6 @@
 r"""One of several options, named by its letter or by its text.
 
-Looked for in this order: a letter in `\boxed{}`; a letter, or an option's text, behind the last
+Looked for in this order: a letter, or an option's text, in `\boxed{}`, then behind the last
 `Answer:` or `answer is`; where the text, its first or its last line is nothing but a letter; where
 one of these lines begins as `B)`, `B.` or `(B)`; where one is an option's text; the last `(B)`.
 """
@@ -55,7 +55,7 @@ def chosen_letter(text: str, choices: list[str], count: int) -> str | None:
     behind, box = marked(text), boxed(text)
     lines = [text, text.strip().partition("\n")[0], last_line(text)]
     candidates = (
-        *([_all_of(STANDS_ALONE, box)] if box is not None else ()),
+        *([_all_of(STANDS_ALONE, box), _text_of(box, choices)] if box is not None else ()),
         *([_at_start(BEHIND_MARKER, behind), _text_of(behind, choices)] if behind else ()),
         *(_all_of(STANDS_ALONE, line) for line in lines),
         *(_at_start(BEGINS, line) for line in lines[1:]),

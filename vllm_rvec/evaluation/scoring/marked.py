@@ -13,15 +13,20 @@ __all__ = ["after_marker", "boxed", "last_line", "marked", "shorn"]
 MARKER: Final = re.compile(r"\banswer\b[\s*_]*(?:is\b|are\b|:|=)[\s*_:=]*", re.IGNORECASE)
 r"""`Answer: 5`, `**Final answer:** 5`, `The answer is 5`; line ends in between are passed over."""
 
+LATEX_TEXT: Final = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+"""In a box, words stand so."""
+
 BOXES: Final = (r"\boxed{", r"\fbox{")
 DECORATION: Final = " \t\r\n*_`\"'“”‘’$"  # noqa: RUF001 - the quotation marks that models write
 
 
 def boxed(text: str) -> str | None:
-    r"""Find what the last `\boxed{...}` holds; None where there is none that is closed.
+    r"""Find what the last `\boxed{...}` holds, words as such; None where none is closed.
 
     >>> boxed(r"so \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
+    >>> boxed(r"so \boxed{\text{(B)}}.")
+    '(B)'
     """
     start = max((text.rfind(box) + len(box) for box in BOXES if box in text), default=-1)
     if start < 0:
@@ -30,7 +35,7 @@ def boxed(text: str) -> str | None:
     for place in range(start, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)
         if depth == 0:
-            return text[start:place]
+            return LATEX_TEXT.sub(r"\1", text[start:place])
     return None
 
 
