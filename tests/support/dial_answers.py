@@ -17,9 +17,14 @@ from tests.support.engines import run_json
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["dial", "run_jobs"]
+__all__ = ["dial", "refusals", "run_jobs"]
 
 SECONDS = 600
+OWN = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # prompts of more than one block; rotary positions
+}
+"""Environment variables of the process."""
 
 SMALL: dict[str, Any] = {
     "max_model_len": 64,
@@ -38,6 +43,24 @@ def dial(**extra: Any) -> dict[str, Any]:
     return {"dial": extra}
 
 
+def refusals(engines: Sequence[dict[str, Any]]) -> list[str]:
+    """Start engines in a process of their own, one after the other, which all should fail.
+
+    Args:
+        engines: For each the keywords, as above.
+
+    Returns:
+        What each failed with: its type, and all that it says; empty where it started.
+    """
+    found: list[str] = run_json(
+        "tests.support.dial_answers",
+        [{"engine": one, "fails": True} for one in engines],
+        OWN,
+        SECONDS,
+    )
+    return found
+
+
 def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, Any]]]:
     """Run jobs in a process of their own, one engine after the other.
 
@@ -51,26 +74,40 @@ def run_jobs(jobs: Sequence[dict[str, Any]], **env: str) -> list[list[dict[str, 
         `logprobs` of these, `prompt_logprobs`, `cached`, the number of cached tokens, and
         `preempted`, of the whole engine where it was asked for.
     """
-    own = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # prompts of more than one block; rotary positions
-    }
     found: list[list[dict[str, Any]]] = run_json(
-        "tests.support.dial_answers", list(jobs), {**own, **env}, SECONDS
+        "tests.support.dial_answers", list(jobs), {**OWN, **env}, SECONDS
     )
     return found
 
 
-def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
-    from vllm import LLM, SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
+def _started(keywords: dict[str, Any]) -> Any:
+    from vllm import LLM
 
     from vllm_rvec.loader.dial.parts import dial_arguments
 
-    arguments = SMALL | job["engine"]
+    arguments = SMALL | keywords
     if (extra := arguments.pop("dial", None)) is not None:
         arguments = dial_arguments(**extra) | arguments
-    engine = LLM(**arguments)
+    return LLM(**arguments)
+
+
+def _failure(keywords: dict[str, Any]) -> str:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    try:
+        _started(keywords)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, the test reads it
+        return f"{type(exc).__name__}: {exc}"
+    finally:
+        cleanup_dist_env_and_memory()
+    return ""
+
+
+def _run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    from vllm import SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    engine = _started(job["engine"])
     prompts, params = [], []
     for request in job["requests"]:
         rest = dict(request)
@@ -120,5 +157,7 @@ def _facts(reply: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     # vLLM collects at every step of start and end, a quarter of a second each: as long as all else.
     gc.collect = lambda *_: 0
-    found = [_run(job) for job in json.load(sys.stdin)]
+    found = [
+        _failure(job["engine"]) if job.get("fails") else _run(job) for job in json.load(sys.stdin)
+    ]
     sys.stdout.write(json.dumps(found) + "\n")
