@@ -157,6 +157,8 @@ def test_what_is_mounted_is_there(target: str) -> None:
             elif "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 assert claim in names(target, "PersistentVolumeClaim")
+            elif "secret" in volume:
+                assert volume["secret"] == {"secretName": "object-store", "optional": True}
             else:
                 assert "sizeLimit" in volume["emptyDir"]
 
@@ -177,6 +179,17 @@ def test_programs_have_where_to_write(target: str) -> None:
             (shm,) = [v for v in pod.spec["volumes"] if v["name"] == "shm"]
             assert shm["emptyDir"]["medium"] == "Memory"
             assert mounts["/dev/shm"] is False  # noqa: S108
+
+
+def test_keys_of_the_store_are_for_the_fetch_only(target: str) -> None:
+    """As variables, and as a file; no engine has them."""
+    for pod, container in each_container(target):
+        has = [mount["mountPath"] for mount in container["volumeMounts"]].count("/etc/object-store")
+        sources = [
+            source.get("secretRef", {}).get("name") for source in container.get("envFrom", [])
+        ]
+        is_fetch = container["name"] == "vector"
+        assert (has, "object-store" in sources) == (int(is_fetch), is_fetch), pod.name
 
 
 def test_no_secret_is_in_clear(target: str) -> None:
