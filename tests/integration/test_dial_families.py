@@ -42,6 +42,7 @@ DIALED = [
     *EXPERTS,
 ]
 LATENT = "deepseek-v2"
+WITHOUT_EXPERTS = "deepseek-v2 without its experts"
 REFUSED = [LATENT, "deepseek-v3", "gpt-oss", "llama4"]
 
 
@@ -111,22 +112,22 @@ def refused(
 ) -> dict[str, str]:
     """What a dial of each says as it fails; the last without the experts of its vector."""
     folder = tmp_path_factory.mktemp("refused")
-    recipes = {kind: {"path": str(make_vector(families[kind], folder / kind))} for kind in REFUSED}
-    engines = {kind: (kind, recipe) for kind, recipe in recipes.items()}
-    without_experts = recipes[LATENT] | {"exclude": ["*experts*", "*.gate.weight"]}
-    engines["without experts"] = (LATENT, without_experts)
+    vectors = {kind: make_vector(families[kind], folder / kind) for kind in REFUSED}
+    recipes = [(kind, {"path": str(vector)}) for kind, vector in vectors.items()]
+    left_out: dict[str, Any] = {"exclude": ["*experts*", "*.gate.weight"]}
+    recipes.append((LATENT, {"path": str(vectors[LATENT])} | left_out))
     found = refusals(
         [
             {"model": str(families[kind].target), "dtype": "float32"} | dial(vectors=[recipe])
-            for kind, recipe in engines.values()
+            for kind, recipe in recipes
         ]
     )
-    return dict(zip(engines, found, strict=True))
+    return dict(zip([*REFUSED, WITHOUT_EXPERTS], found, strict=True))
 
 
 def test_latent_attention_is_refused_though_its_layers_are_linear(refused: dict[str, str]) -> None:
     """Decoding uses matrices that were made of the layer's; the rehearsal would not show it."""
-    said = refused["without experts"]
+    said = refused[WITHOUT_EXPERTS]
     assert "kv_b_proj: latent attention makes other matrices of it" in said
 
 
