@@ -46,7 +46,7 @@ demo-sweep: setup ## Make the README's table again, on real engines (about 10 mi
 	$(BIN)/python examples/reasoning_in_miniature/served.py
 
 test: setup ## The whole suite, with real engines
-	$(BIN)/python -m tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: setup ## The suite without engines
 	$(BIN)/python -m pytest -m "not engine"

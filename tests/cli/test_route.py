@@ -216,7 +216,7 @@ def test_it_answers_by_name_and_by_alias_and_ends_on_ctrl_c(file: Path) -> None:
         router.process.send_signal(signal.SIGINT)
         slow.join()
         assert got == ["two"]
-        assert router.process.wait(5) == 0
+        assert router.process.wait(20) == 0
         assert "Traceback" not in router.log.read_text()
 
 
@@ -235,7 +235,7 @@ def test_sighup_as_soon_as_it_is_ready(file: Path, engines: tuple[Engine, Engine
         assert said(router.client(api_key="sesame"), "base") in {"one", "two"}
         assert "sesame" not in router.log.read_text()
         router.process.terminate()
-        assert router.process.wait(5) == 0
+        assert router.process.wait(20) == 0
 
 
 def test_no_client_sees_that_one_of_two_engines_is_killed(
