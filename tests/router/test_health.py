@@ -70,7 +70,9 @@ async def test_one_that_answers_is_well_and_asked_without_a_key(engine: StandInE
     assert set(watched.told) == {(engine.url, True)}
 
 
-@pytest.mark.parametrize("answer", [answers(503), answers(500), wait_for_ever], ids=["503", "500", "hangs"])
+@pytest.mark.parametrize(
+    "answer", [answers(503), answers(500), wait_for_ever], ids=["503", "500", "hangs"]
+)
 async def test_one_that_fails_so_often_is_skipped_and_taken_back(
     engine: StandInEngine, answer: Answer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -670,7 +670,9 @@ async def test_a_refused_connection_costs_one_request_a_second_try(
     assert len(pair.base.seen) == 3
 
 
-@pytest.mark.parametrize("answer", [dies, answers(503, b'{"error": "asleep"}')], ids=["dies", "503"])
+@pytest.mark.parametrize(
+    "answer", [dies, answers(503, b'{"error": "asleep"}')], ids=["dies", "503"]
+)
 async def test_one_that_fails_before_its_answer_is_made_up_for_by_another(
     start: Start, pair: Pair, answer: Answer
 ) -> None:
