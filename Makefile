@@ -39,7 +39,7 @@ setup: .venv/.made .venv-deploy/.made ## Make .venv from the lock, and the tools
 demo: .venv/.made ## Serve the demo's base and enhanced models
 	$(BIN)/python -m vllm_rvec.serve --config examples/reasoning_in_miniature/serve.yaml
 
-demo-train: setup ## Train the demo's model again (half an hour on two busy cores)
+demo-train: setup ## Train the demo's model again (about 10 minutes on two cores)
 	$(BIN)/python examples/reasoning_in_miniature/train.py
 
 demo-sweep: setup ## Make the README's table again, on real engines (about 10 minutes)
