@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +13,14 @@ import httpx
 import openai
 import pytest
 
-from tests.integration.conftest import DEMO
+from tests.integration.conftest import DEMO, ROOT
 
 if TYPE_CHECKING:
     from tests.support.processes import RunningServer
 
 pytestmark = pytest.mark.engine
 
+README = (ROOT / "README.md").read_text()
 NAMES = ["base", "enhanced@1"]
 ALIAS = "assistant"
 QUESTION = "Start with 46. Add 5. Take 8. What is the result?"
@@ -36,6 +40,17 @@ def test_every_variant_is_listed(demo: RunningServer, client: openai.OpenAI) -> 
     assert listed == [*NAMES, ALIAS]
     for name in listed:
         assert client.models.retrieve(name).id == name
+
+
+def test_readmes_lines_print_what_it_shows(demo: RunningServer) -> None:
+    """Word for word, but for the address: base guesses wrong, enhanced@1 writes its steps."""
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", README.partition("## Ask it")[2], re.DOTALL)
+    program = blocks[0].replace("http://127.0.0.1:8000/v1", demo.base_url)
+    assert demo.base_url in program
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.returncode) == (blocks[1], 0), done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -67,7 +67,7 @@ def check_shares(counts: Mapping[str, int], weights: Mapping[str, float], total:
         assert count == 0 or bdtrc(count - 1, total, share) > UNLIKELY, (name, count, share)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(weights=splits, salt=salts, experiment=salts)
 def test_shares_are_within_binomial_bounds(
     weights: dict[str, float], salt: str, experiment: str
@@ -82,7 +82,7 @@ def test_a_small_canary_gets_its_share() -> None:
     check_shares(Counter(deal(MANY, weights, "s", "e")), weights, len(MANY))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(weights=splits, salt=salts, which=st.integers(0, 4), factor=st.floats(1, 100))
 def test_raising_a_weight_only_adds_users_to_it(
     weights: dict[str, float], salt: str, which: int, factor: float
@@ -114,7 +114,7 @@ def test_a_new_variant_takes_users_and_moves_no_other() -> None:
     assert moved == {"enhanced@1"}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(weights=splits, power=st.integers(-20, 20), salt=salts)
 def test_only_relative_weights_count(weights: dict[str, float], power: int, salt: str) -> None:
     """Powers of two scale without rounding: not one user may move."""

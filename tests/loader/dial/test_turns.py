@@ -26,7 +26,7 @@ def reference(out: torch.Tensor, part: torch.Tensor, alphas: torch.Tensor) -> to
     return torch.where((alphas == 0).unsqueeze(1), out, total)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(some_alphas, st.sampled_from([torch.float32, torch.bfloat16]), st.integers(0, 9))
 def test_every_row_gets_its_own_alpha_and_the_others_keep_their_bits(
     alphas: np.ndarray, dtype: torch.dtype, seed: int

@@ -25,7 +25,7 @@ def reference(v: torch.Tensor, count: int) -> torch.Tensor:
     return kept.view(v.shape)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     values=st.lists(
         st.floats(width=16, allow_nan=False, allow_infinity=False)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -38,7 +38,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 BLOCKS = st.sampled_from([1, 7, 64, 1 << 17])
 """Elements of a block: from one row at a time to all at once."""
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+quick = settings(max_examples=60)
 
 
 @st.composite
