@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 KEY = "the-engine-key-nobody-may-see"
+RUN = "VLLM_RVEC_TEST_RUN"
+"""Environment variable of all that this run of pytest starts: other runs' are not our business."""
 
 
 def stand_in_spec(name: str, *flags: str) -> EngineSpec:
@@ -65,8 +67,13 @@ def all_gone(pids: Iterable[int]) -> Callable[[], bool]:
     return lambda: not any(is_alive(pid) for pid in numbers)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _run() -> None:
+    os.environ[RUN] = str(os.getpid())
+
+
 @pytest.fixture(autouse=True)
-def _leaves_no_process() -> Iterator[None]:
+def _leaves_no_process(_run: None) -> Iterator[None]:
     """Every test here ends with no process that it began, direct or adopted."""
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     yield
@@ -85,5 +92,6 @@ def _is_ours(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
-        return process.environ().get("VLLM_API_KEY") == KEY
+        environment = process.environ()
+        return (environment.get("VLLM_API_KEY"), environment.get(RUN)) == (KEY, os.environ[RUN])
     return False
