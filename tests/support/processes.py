@@ -77,14 +77,9 @@ def run_serve(
         _stop(process)
 
 
-def engine_processes(ancestor: int | None = None) -> list[psutil.Process]:
-    """List vLLM's API servers, all or those below one process."""
-    processes = (
-        psutil.process_iter()
-        if ancestor is None
-        else psutil.Process(ancestor).children(recursive=True)
-    )
-    return [p for p in processes if _is_engine(p)]
+def engine_processes(ancestor: int) -> list[psutil.Process]:
+    """List vLLM's API servers below a process."""
+    return [p for p in psutil.Process(ancestor).children(recursive=True) if _is_engine(p)]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -56,20 +57,23 @@ def needs(layer: Layer) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """No process of a sandbox, and none of its folders, outlives a test."""
-    folders = set(Path(os.environ.get("TMPDIR", "/tmp")).glob("rvec-sandbox-*"))  # noqa: S108
-    yield
-    assert not left_behind()
-    assert set(Path(os.environ.get("TMPDIR", "/tmp")).glob("rvec-sandbox-*")) <= folders  # noqa: S108
+def _nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process of a sandbox, and none of its folders, outlives a test; other runs have theirs."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield
+        assert not left_behind()
+        assert not list(Path(folder).iterdir())
 
 
-def left_behind() -> list[psutil.Process]:
-    """List what a sandbox of this process has left: its environment is inherited by forks."""
-    found = []
+def left_behind(folder: Path | None = None) -> list[psutil.Process]:
+    """List what sandboxes below a folder have left: their environment is inherited by forks."""
+    above, found = str(folder or tempfile.gettempdir()), []
     for process in psutil.process_iter():
         try:
-            is_ours = running.MARKER in process.environ()
+            environment = process.environ()
+            is_ours = running.MARKER in environment and environment["TMPDIR"].startswith(above)
             if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
@@ -310,9 +314,9 @@ def test_nothing_is_left_when_the_sweep_is_killed(tmp_path: Path) -> None:
     )
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", code], env=env) as sweep:
-        until(lambda: len(left_behind()) >= 2, "the code to run", seconds=20)
+        until(lambda: len(left_behind(tmp_path)) >= 2, "the code to run", seconds=20)
         sweep.kill()
-    until(lambda: not left_behind(), "the code to end", seconds=10)
+    until(lambda: not left_behind(tmp_path), "the code to end", seconds=10)
 
 
 def test_threads_run_code_at_the_same_time() -> None:
