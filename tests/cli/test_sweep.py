@@ -65,6 +65,10 @@ def basics(server: StandIn, task: Path, output: Path) -> list[object]:
     return ["--endpoint", server.url, "--task", task, "--alphas", "-1:1.5:0.5", "--output", output]
 
 
+def base_alone(server: StandIn, task: Path, output: Path) -> list[object]:
+    return ["--endpoint", server.url, "--task", task, "--output", output, "--arms", "base"]
+
+
 def accuracy(report: dict[str, Any]) -> dict[str, int]:
     """The correct answers of each arm, all tasks together."""
     found = [one for one in report["summaries"] if one["scope"]["task"] in {"", "says"}]
@@ -174,7 +178,7 @@ def test_a_folder_without_an_answer_holds_no_sweep(
 ) -> None:
     """As an engine leaves it that did not start: other flags may be tried at once."""
     out = tmp_path / "out"
-    given = ("--endpoint", server.url, "--task", task, "--output", out, "--arms", "base")
+    given = base_alone(server, task, out)
     assert sweep(*given).returncode == 0
     (out / "answers.jsonl").write_bytes(b"")
     assert sweep(*given, "--seed", 1).returncode == 0
@@ -185,7 +189,7 @@ def test_answers_to_nobody_knows_what_are_not_gone_on_with(
 ) -> None:
     """Whoever removed the record would have another sweep's answers in this one's report."""
     out = tmp_path / "out"
-    given = ("--endpoint", server.url, "--task", task, "--output", out, "--arms", "base")
+    given = base_alone(server, task, out)
     assert sweep(*given).returncode == 0
     (out / "sweep.json").unlink()
     refused = sweep(*given, "--seed", 1)

@@ -2,7 +2,7 @@
 
 Run as `python -m tests.support.dial_answers`, with a JSON list of jobs on stdin: each `engine`, the
 keywords of `vllm.LLM`, and `requests`, each `prompt` (token ids), `alpha` (None where there is
-none) and more keywords of `SamplingParams`.
+none) and more keywords of `SamplingParams`; or `fails`, where the engine should not start.
 """
 
 from __future__ import annotations
